@@ -1,0 +1,25 @@
+r"""Style is feature moments: the package behind the book *Moments of Style*.
+
+Each room holds one noun of the field and is imported when you first touch it, so that
+``import stylemoments`` costs next to nothing:
+
+    >>> import stylemoments
+    >>> stylemoments.norms.adain.__name__
+    'adain'
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+
+__version__ = version("stylemoments")
+__all__ = ["claims", "metrics", "norms", "show"]
+
+
+def __getattr__(room: str):
+    if room in __all__:
+        return import_module(f"{__name__}.{room}")
+    raise AttributeError(f"stylemoments has no room {room!r}; its rooms are {', '.join(__all__)}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])
