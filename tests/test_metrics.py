@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+
 from stylemoments.metrics import mean_interval
 
 

@@ -9,9 +9,10 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from stylemoments import norms
 from torch import nn
 from torch.testing import assert_close
+
+from stylemoments import norms
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

@@ -1,0 +1,61 @@
+"""Write the measurements that the executed notebooks hold into book/claims.yml, and print what changed.
+
+Every claim of the ledger must be measured in its chapter, and every measured claim must stand in the ledger.
+"""
+
+import sys
+from pathlib import Path
+
+import nbformat
+import yaml
+
+from stylemoments.claims import MIME
+
+ROOT = Path(__file__).parents[2]
+LEDGER = ROOT / "book/claims.yml"
+HEADER = "# Every claim the course makes. You write the words; `make claims` writes what stands under `measured`.\n"
+
+
+def measured() -> dict[tuple[str, str], dict]:
+    """(chapter, claim id) -> record, out of the outputs stored in notebooks/."""
+    found = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                record = dict(output.get("data", {}).get(MIME, {}))
+                if record:
+                    found[path.stem, record.pop("id")] = record
+    return found
+
+
+def ledger() -> list[dict]:
+    """The claims as book/claims.yml has them."""
+    return yaml.safe_load(LEDGER.read_text(encoding="utf-8"))
+
+
+def write(claims: list[dict]) -> None:
+    """Replace book/claims.yml in one step."""
+    text = yaml.safe_dump(claims, sort_keys=False, allow_unicode=True, width=110)
+    new = LEDGER.with_suffix(".yml.new")
+    new.write_text(HEADER + text, encoding="utf-8")
+    new.replace(LEDGER)
+
+
+def main() -> None:
+    claims, found = ledger(), measured()
+    known = {(claim["chapter"], claim["id"]) for claim in claims}
+    for chapter, name in sorted(known - found.keys()):
+        sys.exit(f"{name} is in book/claims.yml but {chapter} does not measure it. Run `make claims` or remove it")
+    for chapter, name in sorted(found.keys() - known):
+        sys.exit(f"{chapter} measures {name}, which book/claims.yml does not have. Add its words there")
+    for claim in claims:
+        before, claim["measured"] = claim.get("measured"), found[claim["chapter"], claim["id"]]
+        now = claim["measured"]
+        mark = " " if before == now else "*"
+        print(f"{mark} {claim['id']:34} {now['effect']:8} [{now['low']}, {now['high']}] {now['unit']}, n = {now['n']}: "
+              f"{'holds' if now['holds'] else 'does not hold'}")  # fmt: skip
+    write(claims)
+
+
+if __name__ == "__main__":
+    main()
