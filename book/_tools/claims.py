@@ -13,6 +13,7 @@ from stylemoments.claims import MIME
 
 ROOT = Path(__file__).parents[2]
 LEDGER = ROOT / "book/claims.yml"
+KEYS = ("effect", "low", "high", "unit", "n", "over", "holds")
 HEADER = "# Every claim the course makes. You write the words; `make claims` writes what stands under `measured`.\n"
 
 
@@ -22,9 +23,9 @@ def measured() -> dict[tuple[str, str], dict]:
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         for cell in nbformat.read(path, as_version=4).cells:
             for output in cell.get("outputs", []):
-                record = dict(output.get("data", {}).get(MIME, {}))
+                record = output.get("data", {}).get(MIME)
                 if record:
-                    found[path.stem, record.pop("id")] = record
+                    found[path.stem, record["id"]] = {key: record[key] for key in KEYS}
     return found
 
 
@@ -52,7 +53,7 @@ def main() -> None:
         before, claim["measured"] = claim.get("measured"), found[claim["chapter"], claim["id"]]
         now = claim["measured"]
         mark = " " if before == now else "*"
-        print(f"{mark} {claim['id']:34} {now['effect']:8} [{now['low']}, {now['high']}] {now['unit']}, n = {now['n']}: "
+        print(f"{mark} {claim['id']:32} {now['effect']:8} [{now['low']}, {now['high']}] {now['unit']}, n = {now['n']}: "
               f"{'holds' if now['holds'] else 'does not hold'}")  # fmt: skip
     write(claims)
 

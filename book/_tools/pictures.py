@@ -1,0 +1,43 @@
+"""Make the pictures of README and welcome page into book/_static/pictures: `make pictures`."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from skimage import data
+from sklearn.datasets import load_sample_image
+
+from stylemoments import norms, show
+
+OUT = Path(__file__).parents[1] / "_static/pictures"
+
+
+def photo(array: np.ndarray, width: int = 480, height: int = 320) -> torch.Tensor:
+    """The middle of an (H, W, 3) array at 480 × 320, as a tensor (1, 3, H, W) in [0, 1]."""
+    image = torch.tensor(array).permute(2, 0, 1)[None] / 255
+    scale = max(width / image.shape[3], height / image.shape[2])
+    image = torch.nn.functional.interpolate(image, scale_factor=scale, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = (image.shape[2] - height) // 2, (image.shape[3] - width) // 2
+    return image[:, :, top : top + height, left : left + width]
+
+
+def adain_pixels() -> matplotlib.figure.Figure:
+    """Two rows: content, style, and the content with the style's moments at α = 0.5 and 1."""
+    photos = [
+        (load_sample_image("china.jpg"), data.coffee()),
+        (load_sample_image("china.jpg"), load_sample_image("flower.jpg")),
+    ]
+    images = []
+    for content, style in (map(photo, pair) for pair in photos):
+        full = norms.adain(content, style)
+        images += [x.clamp(0, 1)[0] for x in (content, style, (content + full) / 2, full)]
+    return show.grid(images, columns=4, titles=["content", "style", "α = 0.5", "α = 1"] + [""] * 4, size=2.4)
+
+
+if __name__ == "__main__":
+    matplotlib.use("Agg")
+    show.use_style()
+    OUT.mkdir(parents=True, exist_ok=True)
+    adain_pixels().savefig(OUT / "adain-pixels.webp", dpi=130, pil_kwargs={"quality": 88})
+    print(f"wrote {OUT.name}/adain-pixels.webp")
