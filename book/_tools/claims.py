@@ -42,6 +42,11 @@ def write(claims: list[dict]) -> None:
     new.replace(LEDGER)
 
 
+def summary(effect, low, high, unit, n, over, holds) -> str:
+    """One measurement in a line."""
+    return f"{effect:8} [{low}, {high}] {unit}, n = {n} ({over}): {'holds' if holds else 'does not hold'}"
+
+
 def main() -> None:
     claims, found = ledger(), measured()
     known = {(claim["chapter"], claim["id"]) for claim in claims}
@@ -49,13 +54,12 @@ def main() -> None:
         sys.exit(f"{name} is in book/claims.yml but {chapter} does not measure it. Run `make claims` or remove it")
     for chapter, name in sorted(found.keys() - known):
         sys.exit(f"{chapter} measures {name}, which book/claims.yml does not have. Add its words there")
+    lines = []
     for claim in claims:
         before, claim["measured"] = claim.get("measured"), found[claim["chapter"], claim["id"]]
-        now = claim["measured"]
-        mark = " " if before == now else "*"
-        print(f"{mark} {claim['id']:32} {now['effect']:8} [{now['low']}, {now['high']}] {now['unit']}, n = {now['n']}: "
-              f"{'holds' if now['holds'] else 'does not hold'}")  # fmt: skip
+        lines.append(f"{' ' if before == claim['measured'] else '*'} {claim['id']:32} {summary(**claim['measured'])}")
     write(claims)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""Speed as ratios: `make bench` prints a Markdown table.
+
+Each case is measured against a named baseline, turn by turn in one run, and the medians are compared.
+Below 1 is faster than the baseline. Times depend on the machine; ratios much less.
+"""
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import torch
+from nbclient import NotebookClient
+from torch import nn
+from tqdm import tqdm
+
+from stylemoments import norms
+
+ROOT = Path(__file__).parents[1]
+CHAPTER_LIMIT = 150  # seconds a chapter may take
+
+
+def seconds(call: Callable) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def compare(ours: Callable, baseline: Callable, repeats: int) -> tuple[float, float]:
+    """Median seconds of both, measured in turns after one call each to warm up."""
+    ours(), baseline()
+    pairs = [(seconds(ours), seconds(baseline)) for _ in range(repeats)]
+    return tuple(statistics.median(times) for times in zip(*pairs, strict=True))
+
+
+def training_step(layer: Callable, *inputs: torch.Tensor) -> Callable:
+    """Forward and backward."""
+    return lambda: layer(*inputs).square().sum().backward()
+
+
+def plain_adain(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """AdaIN as most people write it: one call of torch.var_mean each."""
+    (vx, mx), (vy, my) = (torch.var_mean(t, (2, 3), keepdim=True) for t in (x, y))
+    return (x - mx) * ((vy + 1e-5) / (vx + 1e-5)).sqrt() + my
+
+
+def norm_cases() -> list[tuple]:
+    """(case, baseline, seconds of ours, seconds of the baseline) for every layer, forward and backward."""
+    x = torch.randn(8, 64, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    y = torch.randn(8, 64, 48, 48, generator=torch.Generator().manual_seed(1))
+    pairs = {
+        "BatchNorm2d": (norms.BatchNorm2d(64), nn.BatchNorm2d(64)),
+        "LayerNorm": (norms.LayerNorm(x.shape[1:]), nn.LayerNorm(x.shape[1:])),
+        "InstanceNorm2d": (norms.InstanceNorm2d(64), nn.InstanceNorm2d(64)),
+        "GroupNorm": (norms.GroupNorm(8, 64), nn.GroupNorm(8, 64)),
+    }
+    rows = []
+    for name, layers in tqdm(pairs.items(), desc="norms"):
+        rows.append(
+            (f"{name}, training step", f"torch.nn.{name}", *compare(*(training_step(m, x) for m in layers), 30))
+        )
+    steps = (training_step(f, x, y) for f in (norms.adain, plain_adain))
+    return [*rows, ("adain, training step", "torch.var_mean formula", *compare(*steps, 30))]
+
+
+def import_case() -> tuple:
+    """What `import stylemoments` adds to the start of Python."""
+    ours, bare = ([sys.executable, "-c", code] for code in ("import stylemoments", "pass"))
+    return (
+        "import stylemoments",
+        "python -c pass",
+        *compare(lambda: subprocess.run(ours), lambda: subprocess.run(bare), 20),
+    )
+
+
+def chapter_cases() -> list[tuple]:
+    """Each notebook run once, against the time a chapter may take."""
+    rows = []
+    for path in tqdm(sorted((ROOT / "notebooks").glob("*.ipynb")), desc="chapters"):
+        notebook = nbformat.read(path, as_version=4)
+        client = NotebookClient(notebook, timeout=CHAPTER_LIMIT, kernel_name="python3")
+        rows.append((f"chapter {path.stem}", f"the limit of {CHAPTER_LIMIT} s", seconds(client.execute), CHAPTER_LIMIT))
+    return rows
+
+
+def pages_case() -> tuple:
+    """The pages of the book, all notebooks already run."""
+    jupyter_book = Path(sys.executable).parent / "jupyter-book"
+
+    def build():
+        subprocess.run([jupyter_book, "build", ROOT, "--all", "--quiet"], check=True, capture_output=True)
+
+    build()  # fills the cache where it is empty
+    return ("all pages, notebooks cached", f"the limit of {CHAPTER_LIMIT} s", seconds(build), CHAPTER_LIMIT)
+
+
+def main() -> None:
+    rows = [*norm_cases(), import_case(), *chapter_cases(), pages_case()]
+    print(f"\n{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}\n")
+    print("| case | baseline | ours | baseline | ratio |\n|---|---|--:|--:|--:|")
+    for case, baseline, ours, reference in rows:
+        print(f"| {case} | {baseline} | {1e3 * ours:,.1f} ms | {1e3 * reference:,.1f} ms | {ours / reference:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
