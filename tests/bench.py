@@ -38,6 +38,10 @@ def compare(ours: Callable, baseline: Callable, repeats: int) -> tuple[float, fl
     return tuple(statistics.median(times) for times in zip(*pairs, strict=True))
 
 
+def readable(duration: float) -> str:
+    return f"{duration:.1f} s" if duration >= 1 else f"{1e3 * duration:.1f} ms"
+
+
 def training_step(layer: Callable, *inputs: torch.Tensor) -> Callable:
     """Forward and backward."""
     return lambda: layer(*inputs).square().sum().backward()
@@ -104,7 +108,7 @@ def main() -> None:
     print(f"\n{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}\n")
     print("| case | baseline | ours | baseline | ratio |\n|---|---|--:|--:|--:|")
     for case, baseline, ours, reference in rows:
-        print(f"| {case} | {baseline} | {1e3 * ours:,.1f} ms | {1e3 * reference:,.1f} ms | {ours / reference:.2f} |")
+        print(f"| {case} | {baseline} | {readable(ours)} | {readable(reference)} | {ours / reference:.2f} |")
 
 
 if __name__ == "__main__":

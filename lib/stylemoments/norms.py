@@ -6,7 +6,7 @@ two questions only: *which axes* the moments are taken over, and *where the new 
     ==========================  ===============  ==============================================
     layer                       moments over     scale and shift
     ==========================  ===============  ==============================================
-    batch norm                  N, H, W          learned, one per channel
+    batch norm                  B, H, W          learned, one per channel
     layer norm                  C, H, W          learned, one per element
     instance norm               H, W             learned, one per channel
     group norm                  a group, H, W    learned, one per channel
