@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from stylemoments import norms
+from stylemoments.world import World
 
 ROOT = Path(__file__).parents[1]
 CHAPTER_LIMIT = 150  # seconds a chapter may take
@@ -82,6 +83,13 @@ def import_case() -> tuple:
     )
 
 
+def world_case() -> tuple:
+    """500 pictures of the tiny world, against one second."""
+    World(0).sample(50)  # decodes the drawings
+    times = [seconds(lambda start=start: World(0).sample(500, start=start)) for start in range(0, 2500, 500)]
+    return ("World.sample(500)", "500 images a second", statistics.median(times), 1.0)
+
+
 def chapter_cases() -> list[tuple]:
     """Each notebook run once, against the time a chapter may take."""
     rows = []
@@ -104,7 +112,7 @@ def pages_case() -> tuple:
 
 
 def main() -> None:
-    rows = [*norm_cases(), import_case(), *chapter_cases(), pages_case()]
+    rows = [*norm_cases(), import_case(), world_case(), *chapter_cases(), pages_case()]
     print(f"\n{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}\n")
     print("| case | baseline | ours | baseline | ratio |\n|---|---|--:|--:|--:|")
     for case, baseline, ours, reference in rows:

@@ -193,7 +193,9 @@ def targets() -> set[str]:
 def test_every_target_has_a_line_of_help():
     rules = set(re.findall(r"^([a-z][\w-]*):", MAKEFILE, re.MULTILINE))
     assert rules == targets(), "name exactly the targets of the Makefile in .PHONY"
-    shown = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert {line.split()[0] for line in shown.splitlines() if len(line.split()) > 1} == targets(), (
         "give every target of the Makefile a help text after ##"
     )
