@@ -160,6 +160,8 @@ def test_search_finds_a_word(browser, served_book):
     page.keyboard.type("normalization")
     page.keyboard.press("Enter")
     page.wait_for_selector("#search-results li a", timeout=10_000)
+    found = page.locator("#search-results li a").all_inner_texts()
+    assert any("Normalization" in title for title in found), f"searching for normalization found only {found}"
     page.context.close()
 
 
