@@ -20,7 +20,7 @@ Sources: batch norm 1502.03167, layer norm 1607.06450, instance norm 1607.08022,
 conditional instance norm 1610.07629, adaptive instance norm 1703.06868 (arXiv).
 
 What differs from ``torch.nn``: moments are taken from centered values, so that float32 stays exact to about
-1e-6 where the mean is ten thousand times the spread (``torch.nn`` is off by up to 1e-3 there). Instance norm keeps no
+1e-6 where the mean is ten thousand times the spread (``torch.nn`` is off by about 1e-3 there). Instance norm keeps no
 running statistics: it is the same in training and at test time.
 """
 
