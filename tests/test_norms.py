@@ -1,7 +1,7 @@
 """Every layer against torch.nn, against the laws it must obey, and against wrong input.
 
-Tolerances: 1e-5 in float32 unless a line says otherwise. At mean 1e4 torch.nn itself is off by about 1e-3 in float32, so
-there the float32 results of this package are held to torch.nn's float64 results on the same numbers.
+Tolerances: 1e-5 in float32 unless a line says otherwise. At mean 1e4 torch.nn itself is off by about 1e-3 in float32,
+so there the float32 results of this package are held to torch.nn's float64 results on the same numbers.
 """
 
 import inspect
