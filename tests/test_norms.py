@@ -286,6 +286,7 @@ WRONG = [
     (lambda: norms.layer_norm(images(), (7,), torch.ones(6)), ValueError, "weight"),
     (lambda: norms.adain(images(), images(4, 5, 5, 7)), ValueError, "(4, 5, 5, 7)"),
     (lambda: norms.adain(images(), images(2, 6, 5, 7)), ValueError, "batch of y may be 1"),
+    (lambda: norms.adain(images(), images(4, 1, 5, 7)), ValueError, "(4, 1, 5, 7)"),
     (lambda: norms.adain(images(), images(6, 5, 7)), ValueError, "(6, 5, 7)"),
     (lambda: norms.conditional_instance_norm(images(), 3, rows(3, 6), rows(3, 6)), IndexError, "0 to 2"),
     (lambda: norms.conditional_instance_norm(images(), -1, rows(3, 6), rows(3, 6)), IndexError, "0 to 2"),
