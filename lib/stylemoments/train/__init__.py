@@ -5,3 +5,5 @@
 
 ``--smoke`` makes any of them finish within a minute, to see that it works.
 """
+
+from .. import _torchvision  # noqa: F401

@@ -6,13 +6,12 @@ Rombach et al., *High-Resolution Image Synthesis with Latent Diffusion Models*, 
 adversary and no perceptual network, but the plain, the blurred and the edge error of the pixels.
 """
 
-
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from .. import _torchvision  # noqa: F401
 from . import loop
 from .pictures import Pictures, render
 
@@ -32,7 +31,7 @@ SHOWN = 16
 
 
 def pixel_error(made: Tensor, true: Tensor) -> Tensor:
-    """Mean absolute error of pixels, of their differences to the right and below, and after blurring; images in [-1, 1]."""
+    """Mean absolute error of the pixels, of their differences to the right and below, and after blurring."""
     error = made - true
     edges = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
     return error.abs().mean() + edges + F.avg_pool2d(error, 4).abs().mean()
@@ -43,8 +42,6 @@ class Autoencoding(nn.Module):
 
     def __init__(self, config: dict = CONFIG):
         super().__init__()
-        from diffusers import AutoencoderKL
-
         self.vae = AutoencoderKL(**config)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -91,7 +88,8 @@ def main() -> None:
 
     def finish():
         vae = task.model.vae
-        vae.register_to_config(scaling_factor=scaling_factor(vae, task.data.images(torch.arange(min(512, task.pictures)))))
+        some = task.data.images(torch.arange(min(512, task.pictures)))
+        vae.register_to_config(scaling_factor=scaling_factor(vae, some))
         vae.save_pretrained(options.out / "vae")
 
     loop.run(task, settings, options.out, finish)

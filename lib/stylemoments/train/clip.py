@@ -7,7 +7,6 @@ Deviation: pictures of a batch with the same prompt share the target evenly (as 
 Learning*, 2022, arXiv 2204.03610), for the world has few prompts and each is in a batch more than once.
 """
 
-from .. import _torchvision  # noqa: F401, I001
 import json
 
 import numpy as np

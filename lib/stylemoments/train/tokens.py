@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from .. import _torchvision  # noqa: F401, I001
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
