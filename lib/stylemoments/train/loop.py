@@ -36,7 +36,7 @@ class Settings:
     warmup: int = 100  # steps in which the rate rises from zero
     cooldown: float = 0.3  # last share of the steps, in which the rate falls to zero
     weight_decay: float = 0.01
-    average: float = 0.999  # decay of the moving average of the weights
+    average: float = 0.999  # decay of the moving average of the weights, once there are many to average
     save_every: int = 200  # steps between checkpoints and sheets
     log_every: int = 20  # steps that one line of the curve averages
 
@@ -103,7 +103,7 @@ def steps(task: Task, settings: Settings, out: Path | None = None) -> Iterator[R
     decay, no_decay = _by_weight_decay(task.model)
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": settings.weight_decay},
                                    {"params": no_decay, "weight_decay": 0.0}], betas=(0.9, 0.99))  # fmt: skip
-    average = AveragedModel(task.model, multi_avg_fn=get_ema_multi_avg_fn(settings.average), use_buffers=True)
+    average = AveragedModel(task.model, multi_avg_fn=_moving_average(settings.average), use_buffers=True)
     done = _restore(out, settings, task.model, average, optimizer)
     model, optimizer = accelerator.prepare(task.model, optimizer)
     average.to(accelerator.device)
@@ -138,6 +138,13 @@ def _step(task, settings, accelerator, model, optimizer, step) -> dict[str, floa
     accelerator.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return {name: loss.item() for name, loss in losses.items()}
+
+
+def _moving_average(decay: float) -> Callable:
+    """Forgets the random start soon: after n steps the decay is (1 + n) / (10 + n), until that is above ``decay``."""
+    return lambda averages, weights, n: get_ema_multi_avg_fn(min(decay, (1 + int(n)) / (10 + int(n))))(
+        averages, weights, n
+    )
 
 
 def _by_weight_decay(model: nn.Module) -> tuple[list, list]:
