@@ -1,0 +1,81 @@
+"""Puts what the other scripts made into the package, in half precision, with the sha256 of every file.
+
+    python -m stylemoments.train.ship runs
+
+Weights that were not trained anew stay as they are.
+"""
+
+import shutil
+from argparse import ArgumentParser
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from torch import float16
+
+from .. import zoo
+
+CARD = "README.md"
+
+
+def halve(source: Path, target: Path) -> None:
+    """Copy a safetensors file with its floating-point numbers in half precision."""
+    tensors = {name: x.half() if x.is_floating_point() else x for name, x in load_file(source).items()}
+    save_file(tensors, target, metadata={"format": "pt"})
+
+
+def ship(runs: Path, weights: Path) -> list[str]:
+    """Copy every finished run; returns the names of the weights that were."""
+    done = []
+    if (runs / "denoiser/pipeline").is_dir():
+        pipe = StableDiffusionPipeline.from_pretrained(runs / "denoiser/pipeline", dtype=float16)
+        pipe.save_pretrained(_emptied(weights / "tiny-sd"))
+        shutil.copytree(runs / "clip/tokenizer", weights / "tiny-sd/tokenizer", dirs_exist_ok=True)
+        done.append("tiny-sd")
+    for name, model, config in [
+        ("tiny-clip", "clip/open_clip_model.safetensors", "clip/open_clip_config.json"),
+        ("tiny-dino", "dino/model.safetensors", "dino/config.json"),
+        ("judge", "judge/model.safetensors", None),
+    ]:
+        if (runs / model).exists():
+            folder = _emptied(weights / name)
+            halve(runs / model, folder / Path(model).name)
+            if config:
+                shutil.copy(runs / config, folder)
+            done.append(name)
+    if "tiny-clip" in done:
+        shutil.copytree(runs / "clip/tokenizer", weights / "tiny-clip/tokenizer")
+    return done
+
+
+def _emptied(folder: Path) -> Path:
+    """The folder with its card only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != CARD:
+            path.unlink()
+    return folder
+
+
+def write_sums(weights: Path) -> None:
+    """Write the sha256 of every file but the cards."""
+    files = sorted(p for p in weights.glob("*/**/*") if p.is_file() and p.name != CARD)
+    lines = [f"{zoo.sha256(path)}  {path.relative_to(weights).as_posix()}\n" for path in files]
+    part = weights / f"{zoo.SUMS}.part"
+    part.write_text("".join(lines), "utf-8")
+    part.replace(weights / zoo.SUMS)
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, help="the folder with the runs, each under the name of its script")
+    done = ship(parser.parse_args().runs, zoo.WEIGHTS)
+    write_sums(zoo.WEIGHTS)
+    size = sum(path.stat().st_size for path in zoo.WEIGHTS.rglob("*.safetensors"))
+    print(f"shipped {', '.join(done) or 'nothing'}; all weights together: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
