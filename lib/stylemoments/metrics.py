@@ -50,3 +50,22 @@ def mean_interval(values, *, level: float = 0.95, axis: int = 0) -> Interval:
     mean = values.mean(axis)
     half = stats.t.ppf((1 + level) / 2, n - 1) * values.std(axis, ddof=1) / np.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
+
+
+def hue_distance(a, b) -> np.ndarray:
+    """How far apart two hues are on the circle, in degrees from 0 to 180.
+
+    Args:
+        a, b: hues as shares of the circle (0.25 is a quarter turn), of one shape or broadcast to one.
+
+    Raises:
+        ValueError: a hue that is not finite.
+
+    Example:
+        >>> hue_distance(0.95, 0.05).round(6).item()  # across the zero
+        36.0
+    """
+    difference = np.asarray(a, float) - np.asarray(b, float)
+    if not np.isfinite(difference).all():
+        raise ValueError("hues are finite numbers, shares of the circle; drop the others first")
+    return np.abs((difference + 0.5) % 1 - 0.5) * 360
