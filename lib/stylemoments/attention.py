@@ -1,0 +1,105 @@
+r"""Watching the attention of a U-Net: which words, and which places of the picture, each place looks at.
+
+Hertz et al., *Prompt-to-Prompt Image Editing with Cross-Attention Control*, 2022 (arXiv 2208.01626), showed that the
+maps of the words are the layout of the picture. Here they are computed beside the network, from the same inputs and
+weights, so that watching changes nothing.
+
+Axes: ``B`` rows of the batch (with guidance ``[uncond; cond]``, so twice the prompts), ``h`` heads, ``q`` queries
+(places of the picture, row by row), ``k`` keys (tokens of the prompt, or places again).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+KINDS = {"self": "attn1", "cross": "attn2"}  # diffusers' names of the two layers of a transformer block
+
+
+def probabilities(attention: nn.Module, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+    r"""How much each query looks at each key, :math:`\mathrm{softmax}(QK^\top / \sqrt d)`.
+
+    Args:
+        attention: a ``diffusers`` attention layer.
+        tokens: (B, q, c), what asks.
+        context: (B, k, c'), what is looked at; None for the tokens themselves.
+
+    Returns:
+        (B, h, q, k), each row sums to one.
+    """
+    queries = attention.to_q(tokens)
+    keys = attention.to_k(tokens if context is None else context)
+    queries, keys = (x.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x in (queries, keys))  # B h n d
+    return (queries @ keys.transpose(-2, -1) * attention.scale).softmax(-1)
+
+
+class Maps:
+    """Attention maps, averaged over heads and over all calls of the U-Net while they were recorded."""
+
+    def __init__(self):
+        self.layers: dict[str, Tensor] = {}  # name of the layer -> (B, q, k)
+        self._calls: dict[str, int] = {}
+
+    def add(self, name: str, map: Tensor) -> None:
+        """Take one more call of a layer into its mean; ``map`` is (B, q, k)."""
+        self._calls[name] = calls = self._calls.get(name, 0) + 1
+        mean = self.layers.setdefault(name, torch.zeros_like(map))
+        mean += (map - mean) / calls
+
+    def at(self, side: int) -> Tensor:
+        """The mean over the layers that see the picture at ``side`` × ``side`` places: (B, side, side, k).
+
+        Raises:
+            ValueError: no recorded layer has this side.
+        """
+        fitting = [map for map in self.layers.values() if map.shape[1] == side**2]
+        if not fitting:
+            sides = sorted({round(map.shape[1] ** 0.5) for map in self.layers.values()})
+            raise ValueError(f"no recorded layer sees {side} × {side} places; recorded sides: {sides}")
+        return torch.stack(fitting).mean(0).unflatten(1, (side, side))
+
+
+@contextmanager
+def recorded(unet: nn.Module, kind: str = "cross", *, largest: int = 32) -> Iterator[Maps]:
+    """Record the attention maps of every call of a U-Net in this block; the U-Net itself computes as always.
+
+    Args:
+        unet: a ``UNet2DConditionModel``.
+        kind: ``"cross"`` looks at the words, ``"self"`` at the picture.
+        largest: layers that see more than ``largest`` × ``largest`` places are left out: a map of self-attention at
+            64 × 64 has 16 million numbers.
+
+    Raises:
+        ValueError: an unknown kind.
+
+    Example:
+        >>> from diffusers import UNet2DConditionModel
+        >>> unet = UNet2DConditionModel(8, 4, 4, down_block_types=("CrossAttnDownBlock2D",), norm_num_groups=4,
+        ...     up_block_types=("CrossAttnUpBlock2D",), block_out_channels=(8,), cross_attention_dim=4)
+        >>> with recorded(unet) as maps:
+        ...     output = unet(torch.zeros(2, 4, 8, 8), 0, torch.zeros(2, 5, 4))
+        >>> maps.at(8).shape  # 5 words, all alike here
+        torch.Size([2, 8, 8, 5])
+    """
+    if kind not in KINDS:
+        raise ValueError(f"the kind of attention is one of {', '.join(KINDS)}; got {kind!r}")
+    maps = Maps()
+    layers = [(name, layer) for name, layer in unet.named_modules() if name.endswith(KINDS[kind])]
+    hooks = [
+        layer.register_forward_pre_hook(partial(_watch, maps, name, largest), with_kwargs=True)
+        for name, layer in layers
+    ]
+    try:
+        yield maps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def _watch(maps: Maps, name: str, largest: int, attention: nn.Module, args: tuple, options: dict) -> None:
+    tokens, context = args[0], options.get("encoder_hidden_states")
+    if tokens.shape[1] <= largest**2:
+        maps.add(name, probabilities(attention, tokens, context).mean(1).float().cpu())
