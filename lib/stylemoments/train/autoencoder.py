@@ -25,7 +25,7 @@ CONFIG = {
     "mid_block_add_attention": False,
     "sample_size": 64,
 }
-SETTINGS = loop.Settings(steps=2400, batch=16, rate=1e-3)
+SETTINGS = loop.Settings(steps=2000, batch=16, rate=1e-3)
 KL_WEIGHT = 1e-3  # per latent number, against errors per colour value
 SHOWN = 16
 
