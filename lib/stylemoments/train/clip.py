@@ -26,7 +26,7 @@ CONFIG = {
     "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 20, "head_width": 32},
     "text_cfg": {"context_length": tokens.CONTEXT, "vocab_size": 776, "width": 128, "heads": 4, "layers": 4},
 }
-SETTINGS = loop.Settings(steps=850, batch=128, rate=1e-3, weight_decay=0.1)
+SETTINGS = loop.Settings(steps=850, batch=128, rate=1e-3, weight_decay=0.1, average=0.0)  # cooling down is enough
 SHOWN = 24
 
 

@@ -7,6 +7,9 @@ and Ho 2022, arXiv 2202.00512), the noise follows a cosine (Nichol and Dhariwal 
 timesteps are drawn from a logistic normal (Esser et al. 2024, arXiv 2403.03206). The text tower stays as it is.
 """
 
+import copy
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -72,9 +76,9 @@ class Denoising(nn.Module):
 class Task:
     """What :func:`loop.steps` trains."""
 
-    def __init__(self, pictures: Pictures, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer):
+    def __init__(self, pictures: Pictures, latents: Tensor, vae, text_encoder, tokenizer):
         self.pictures, self.parts = len(pictures), (vae, text_encoder, tokenizer)
-        self.means, self.spreads = encoded(vae, pictures)
+        self.means, self.spreads = latents  # n 4 16 16 each
         prompts = ["", *dict.fromkeys(pictures.facts["prompts"])]
         self.words = hidden_states(text_encoder, tokenizer, prompts)
         numbers = {text: number for number, text in enumerate(prompts)}
@@ -101,13 +105,25 @@ class Task:
 
 
 @torch.no_grad()
-def encoded(vae: AutoencoderKL, pictures: Pictures) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of every picture's latent, scaled to unit variance; float16 ``(n, 4, 16, 16)`` each."""
+def encoded(vae: AutoencoderKL, pictures: Pictures) -> Tensor:
+    """Mean and deviation of every picture's latent, scaled to unit variance: float16 ``(2, n, 4, 16, 16)``."""
+    vae = copy.deepcopy(vae).to(memory_format=torch.channels_last)
     parts = []
-    for rows in tqdm(torch.arange(len(pictures)).split(256), desc="encoding", unit="batch"):
-        latents = vae.encode(pictures.images(rows).to(vae.device) * 2 - 1).latent_dist
+    for rows in tqdm(torch.arange(len(pictures)).split(128), desc="encoding", unit="batch", mininterval=1):
+        images = pictures.images(rows).to(vae.device, memory_format=torch.channels_last)
+        with torch.autocast(vae.device.type, torch.bfloat16):
+            latents = vae.encode(images * 2 - 1).latent_dist
         parts.append((torch.stack([latents.mean, latents.std]) * vae.config.scaling_factor).half().cpu())
-    return tuple(torch.cat(parts, 1))
+    return torch.cat(parts, 1).contiguous()
+
+
+def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
+    """The tensor in a file; made and written first where there is none."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"tensor": make()}, f"{path}.part")
+        os.replace(f"{path}.part", path)
+    return load_file(path)["tensor"]
 
 
 @torch.no_grad()
@@ -137,7 +153,8 @@ def main() -> None:
     text_encoder = CLIPTextModel.from_pretrained(options.clip / "text_encoder").eval()
     tokenizer = CLIPTokenizer.from_pretrained(options.clip / "tokenizer")
     torch.manual_seed(settings.seed)
-    task = Task(pictures, vae, text_encoder, tokenizer)
+    latents = kept(options.out / "latents.safetensors", lambda: encoded(vae, pictures))
+    task = Task(pictures, latents, vae, text_encoder, tokenizer)
 
     def finish():
         assemble(task.model.unet, *task.parts).save_pretrained(options.out / "pipeline")
