@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 CHAPTER ?= all
 
-.PHONY: help setup book test notebooks claims bench pictures serve clean
+.PHONY: help setup book test notebooks claims bench pictures train serve clean
 help:        ## list the targets
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/: [^#]*## /\t/' | expand -t 12
 
@@ -35,6 +35,15 @@ bench: $(READY)          ## speed as ratios against named baselines
 
 pictures: $(READY)       ## make the pictures of README and welcome page
 	$(RUN) book/_tools/pictures.py
+
+train: $(READY)          ## train the shipped models again: hours; stop it, call it again, and it goes on
+	$(RUN) -m stylemoments.train.autoencoder --out runs/autoencoder
+	$(RUN) -m stylemoments.train.clip --out runs/clip
+	$(RUN) -m stylemoments.train.denoiser --out runs/denoiser --autoencoder runs/autoencoder --clip runs/clip
+	$(RUN) -m stylemoments.train.judge --out runs/judge
+	$(RUN) -m stylemoments.train.dino --out runs/dino
+	$(RUN) -m stylemoments.train.ship runs
+	$(RUN) -m stylemoments.train.measure
 
 serve: book              ## read the book at http://localhost:8000
 	$(RUN) -m http.server 8000 --bind localhost --directory _build/html

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import float16
 
 from .. import zoo
+from . import loop
 
 CARD = "README.md"
 
@@ -31,6 +32,8 @@ def ship(runs: Path, weights: Path) -> list[str]:
         pipe = StableDiffusionPipeline.from_pretrained(runs / "denoiser/pipeline", dtype=float16)
         pipe.save_pretrained(_emptied(weights / "tiny-sd"))
         shutil.copytree(runs / "clip/tokenizer", weights / "tiny-sd/tokenizer", dirs_exist_ok=True)
+        for part in ("autoencoder", "denoiser"):
+            shutil.copy(runs / part / loop.CURVE, weights / f"tiny-sd/curve-{part}.jsonl")
         done.append("tiny-sd")
     for name, model, config in [
         ("tiny-clip", "clip/open_clip_model.safetensors", "clip/open_clip_config.json"),
@@ -40,6 +43,7 @@ def ship(runs: Path, weights: Path) -> list[str]:
         if (runs / model).exists():
             folder = _emptied(weights / name)
             halve(runs / model, folder / Path(model).name)
+            shutil.copy((runs / model).with_name(loop.CURVE), folder)
             if config:
                 shutil.copy(runs / config, folder)
             done.append(name)

@@ -1,0 +1,182 @@
+"""Measures the shipped weights and writes the figures into their cards.
+
+    python -m stylemoments.train.measure
+
+All pictures are fresh: the training had another seed. A card is the README.md beside the weights; what stands in it
+between the two marks is written here, the rest by hand.
+"""
+
+import json
+import re
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import diffusion, embed, judge, zoo
+from ..metrics import hue_distance
+from ..world import HELD_OUT, OBJECTS, PLAIN, STYLES, Sample, World, prompt
+from . import dino
+from . import judge as judging
+from .pictures import render
+
+START, END = "<!-- measured: python -m stylemoments.train.measure -->", "<!-- end of measured -->"
+SEED = 3  # of the pictures and of the samples
+STEPS = 25
+BATCH = 50
+
+
+def percent(hits) -> str:
+    """Share of hits with the half-width of its 95 % interval.
+
+    >>> percent([True, True, True, False])
+    '75.0 ± 42.4 %'
+    """
+    share = np.mean(hits)
+    return f"{100 * share:.1f} ± {196 * np.sqrt(share * (1 - share) / len(hits)):.1f} %"
+
+
+def equal(a, b) -> np.ndarray:
+    """Where two lists agree."""
+    return np.array(a) == np.array(b)
+
+
+def reconstruction(pipe, critic, n: int) -> dict[str, str]:
+    """What the autoencoder keeps: judged on the pictures that the judge gets right to begin with."""
+    sample = World(SEED).sample(n)
+    images = torch.from_numpy(sample.images)
+    back = torch.cat([diffusion.decode(pipe, diffusion.encode(pipe, part)) for part in images.split(BATCH)])
+    before, after = critic(images), critic(back)
+    rows = {}
+    for name in ("objects", "styles", "places"):
+        known = equal(getattr(before, name), getattr(sample, name))
+        kept = equal(getattr(after, name), getattr(sample, name))[known]
+        rows[f"autoencoder: {name} still judged right"] = percent(kept)
+    noise = (back - images).square().mean((1, 2, 3))
+    rows["autoencoder: peak signal-to-noise ratio"] = f"{-10 * noise.log10().mean():.1f} dB"
+    return rows
+
+
+def drawn(pipe, prompts: list[str]) -> Tensor:
+    """One picture per prompt, guidance as shipped."""
+    parts = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
+    seeds = range(SEED, SEED + len(prompts), BATCH)
+    bar = tqdm(zip(parts, seeds, strict=True), total=len(parts), desc="drawing", unit="batch")
+    return torch.cat([diffusion.generate(pipe, part, steps=STEPS, seed=seed) for part, seed in bar])
+
+
+def drawing(pipe, critic, n: int) -> dict[str, str]:
+    """How often a drawn picture has the object and the style that were asked for."""
+    rng = np.random.default_rng(SEED)
+    trained = [(noun, style) for noun in OBJECTS for style in STYLES if HELD_OUT[noun] != style]
+    rows = {}
+    for name, pairs in {"trained": trained, "held-out": [*HELD_OUT.items()]}.items():
+        chosen = [pairs[i] for i in rng.permutation(n) % len(pairs)]
+        said = critic(drawn(pipe, [prompt(noun, style=style) for noun, style in chosen]))
+        nouns, styles = zip(*chosen, strict=True)
+        rows[f"object right, {name} pairs"] = percent(equal(said.objects, nouns))
+        rows[f"style right, {name} pairs"] = percent(equal(said.styles, styles))
+    return rows
+
+
+def palettes(pipe, critic, n: int) -> dict[str, str]:
+    """How far apart the hues of a set of one style are; 90° is what independent hues give."""
+    rng = np.random.default_rng(SEED)
+    apart = []
+    for style in STYLES:
+        if style != PLAIN:
+            nouns = rng.choice(list(OBJECTS), n, replace=False)
+            hues = critic(drawn(pipe, [prompt(noun, style=style) for noun in nouns])).hues
+            apart.append(hue_distance(hues[:, None], hues)[np.triu_indices(n, 1)].mean())
+    return {"distance of two hues in a set of one style": f"{np.mean(apart):.0f}° (independent: 90°)"}
+
+
+def retrieval(clip, n: int) -> dict[str, str]:
+    """How often the nearest of all texts is the picture's own."""
+    rows = {}
+    texts = [prompt(noun, style=style) for noun in OBJECTS for style in STYLES]
+    read = clip.texts(texts)
+    for name in ("train", "held-out"):
+        sample: Sample = World(SEED).sample(n, split=name, place="nowhere")
+        seen = clip.images(torch.from_numpy(sample.images))
+        nearest = [texts[i] for i in (seen @ read.T).argmax(-1)]
+        label = {"train": "trained", "held-out": "held-out"}[name]
+        rows[f"own text is nearest of {len(texts)}, {label} pairs"] = percent(equal(nearest, sample.prompts))
+    return rows
+
+
+def of_judge(figures: dict) -> dict[str, str]:
+    """The judge's figures as rows."""
+    return {
+        f"{kind}: object / style / place right, hue error": (
+            f"{100 * got['objects']:.1f} / {100 * got['styles']:.1f} / {100 * got['places']:.1f} %, "
+            f"{got['hue_error']:.1f}° (n = {got['n']})"
+        )
+        for kind, got in figures.items()
+    }
+
+
+def flat(figures: dict, prefix: str = "") -> dict[str, str]:
+    """Nested figures as rows.
+
+    >>> flat({"pairs": {"same": {"cosine": 0.5}}})
+    {'pairs, same, cosine': '0.5'}
+    """
+    rows = {}
+    for name, value in figures.items():
+        label = f"{prefix}, {name}" if prefix else name
+        rows |= flat(value, label) if isinstance(value, dict) else {label: str(value)}
+    return rows
+
+
+def curve(path: Path, shown: int = 10) -> str:
+    """A training curve as a table of about ten rows."""
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    picked = [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, shown).round().astype(int))]
+    columns = [name for name in picked[0] if name != "seconds"]
+    head = f"| {' | '.join(columns)} |\n|{'--:|' * len(columns)}\n"
+    return head + "".join(f"| {' | '.join(f'{line[name]:.4g}' for name in columns)} |\n" for line in picked)
+
+
+def write(name: str, rows: dict[str, str]) -> None:
+    """Put a table of the figures, and the training curves, into a card between the marks."""
+    folder = zoo.WEIGHTS / name
+    table = "| measured | |\n|---|--:|\n" + "".join(f"| {what} | {value} |\n" for what, value in rows.items())
+    curves = [f"Training curve, `{path.name}`:\n\n{curve(path)}" for path in sorted(folder.glob("curve*.jsonl"))]
+    block = "\n\n".join([START, table.strip(), *(text.strip() for text in curves), END])
+    card = folder / "README.md"
+    text = re.sub(f"{re.escape(START)}.*{re.escape(END)}", lambda _: block, card.read_text("utf-8"), flags=re.S)
+    part = card.with_suffix(".part")
+    part.write_text(text, "utf-8")
+    part.replace(card)
+    print(f"\n{name}\n{table}")
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=("tiny-sd", "tiny-clip", "tiny-dino", "judge"), help="one card, not all")
+    parser.add_argument("-n", type=int, default=500, help="samples per figure of tiny-sd; the others use 2000")
+    parser.add_argument("--pictures", type=Path, default=Path("runs/pictures"), help="rendered pictures, for tiny-dino")
+    options = parser.parse_args()
+
+    def tiny_sd():
+        pipe, critic = diffusion.load("tiny"), judge.load()
+        return reconstruction(pipe, critic, 2000) | drawing(pipe, critic, options.n) | palettes(pipe, critic, 16)
+
+    measures: dict[str, Callable[[], dict]] = {
+        "judge": lambda: of_judge(judging.figures(judge.load(), 2000)),
+        "tiny-clip": lambda: retrieval(embed.clip("tiny"), 2000),
+        "tiny-dino": lambda: flat(dino.figures(embed.dino("tiny").vit, render(8000, options.pictures), 2000)),
+        "tiny-sd": tiny_sd,
+    }
+    for name, measure in measures.items():
+        if options.only in (None, name):
+            write(name, measure())
+
+
+if __name__ == "__main__":
+    main()
