@@ -31,7 +31,7 @@ import importlib.util
 import sys
 
 if "google.colab" in sys.modules and importlib.util.find_spec("stylemoments") is None:
-    %pip install --quiet "stylemoments @ git+{address}@{tag}"
+    %pip install --quiet "stylemoments[diffusion] @ git+{address}@{tag}"
 """
 
 
