@@ -59,3 +59,89 @@ def browser():
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
         browser.close()
+
+
+# ------------------------------------------------------------------------------------- random pipelines
+
+
+def _unet(**kind):
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **kind,
+    )  # fmt: skip
+
+
+def _vae():
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=16, scaling_factor=0.18,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+
+
+def _text_encoder(tokenizer, cls):
+    from transformers import CLIPTextConfig
+
+    return cls(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length, projection_dim=12, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )).eval()  # fmt: skip
+
+
+def _scheduler(prediction_type: str):
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type=prediction_type,
+    )  # fmt: skip
+
+
+def random_pipeline(kind: str):
+    """A pipeline of diffusers with few channels and random weights, 16 x 16 pixels: "sd15", "sd2" (v) or "sdxl"."""
+    import torch
+
+    from stylemoments import _torchvision  # noqa: F401
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # isort: skip
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection  # isort: skip
+
+    from stylemoments.train import tokens
+
+    torch.manual_seed(0)
+    tokenizer = tokens.tokenizer()
+    parts = {"vae": _vae().eval(), "tokenizer": tokenizer, "text_encoder": _text_encoder(tokenizer, CLIPTextModel)}
+    if kind == "sdxl":
+        unet = _unet(
+            cross_attention_dim=32, attention_head_dim=(2, 4), use_linear_projection=True,
+            transformer_layers_per_block=2, addition_embed_type="text_time", addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=12 + 6 * 4,
+        )  # fmt: skip
+        second = {"text_encoder_2": _text_encoder(tokenizer, CLIPTextModelWithProjection), "tokenizer_2": tokenizer}
+        pipe = StableDiffusionXLPipeline(
+            **parts, **second, unet=unet.eval(), scheduler=_scheduler("epsilon"), add_watermarker=False
+        )
+    else:
+        unet = _unet(cross_attention_dim=16, attention_head_dim=2, use_linear_projection=kind == "sd2")
+        pipe = StableDiffusionPipeline(
+            **parts, unet=unet.eval(), scheduler=_scheduler("v_prediction" if kind == "sd2" else "epsilon"),
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session", params=["sd15", "sd2", "sdxl"])
+def pipe(request):
+    """Each kind of pipeline in turn; tests leave it as it was."""
+    return random_pipeline(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipe():
+    """One pipeline, shaped like the shipped one."""
+    return random_pipeline("sd15")

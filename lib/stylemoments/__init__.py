@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 __version__ = version("stylemoments")
-__all__ = ["attention", "claims", "interact", "judge", "metrics", "norms", "show", "world"]
+__all__ = ["attention", "claims", "diffusion", "interact", "judge", "metrics", "norms", "show", "train", "world", "zoo"]
 
 
 def __getattr__(room: str):
