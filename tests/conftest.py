@@ -98,7 +98,7 @@ def _scheduler(prediction_type: str):
 
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type=prediction_type,
+        steps_offset=1, timestep_spacing="leading", prediction_type=prediction_type,
     )  # fmt: skip
 
 
@@ -145,3 +145,25 @@ def pipe(request):
 def tiny_pipe():
     """One pipeline, shaped like the shipped one."""
     return random_pipeline("sd15")
+
+
+@pytest.fixture
+def shipped(tiny_pipe, tmp_path, monkeypatch):
+    """The random pipeline as if it had shipped, with a scheduler that is not DDIM, in a folder of its own."""
+    from diffusers import EulerDiscreteScheduler
+
+    from stylemoments import zoo
+
+    folder = tmp_path / "weights" / "tiny-sd"
+    tiny_pipe.save_pretrained(folder)
+    EulerDiscreteScheduler.from_config(tiny_pipe.scheduler.config).save_pretrained(folder / "scheduler")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text("utf-8").replace("DDIMScheduler", "EulerDiscreteScheduler"), "utf-8")
+    for name in ("tiny-clip", "tiny-dino", "judge"):
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "config.json").write_text("{}", "utf-8")
+    files = [path for path in folder.parent.rglob("*") if path.is_file()]
+    lines = [f"{zoo.sha256(path)}  {path.relative_to(folder.parent).as_posix()}" for path in files]
+    (folder.parent / zoo.SUMS).write_text("\n".join(lines), "utf-8")
+    monkeypatch.setattr(zoo, "WEIGHTS", folder.parent)
+    return folder.parent

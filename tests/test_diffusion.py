@@ -304,7 +304,7 @@ def test_guidance_as_shipped(tiny_pipe, monkeypatch, kind):
 
     assert torch.equal(pictures(), pictures(guidance=7.5)), "diffusers' default for this class"
     assert torch.equal(pictures(size=kind), pictures(guidance=zoo.entry(kind).guidance))
-    monkeypatch.setattr(tiny_pipe, "shipped_guidance", 4.0, raising=False)
+    monkeypatch.setattr(tiny_pipe, "size", "tiny", raising=False)
     assert torch.equal(pictures(), pictures(guidance=4.0))
 
 
@@ -328,7 +328,7 @@ class ToyUNet(nn.Module):
 
     def __init__(self, slope: float, offset: float):
         super().__init__()
-        self.slope, self.offset, self.dtype = slope, offset, torch.float64
+        self.slope, self.offset, self.dtype, self.device = slope, offset, torch.float64, torch.device("cpu")
 
     def forward(self, latents, t, **_):
         return SimpleNamespace(sample=self.slope * latents + self.offset)
@@ -371,15 +371,16 @@ def test_inversion_equals_the_inverse_scheduler(pipe):
         assert_close(step.latents, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_round_trip_gets_better_with_more_steps(tiny_pipe):
-    prompts, clean = diffusion.encode_prompts(tiny_pipe, PROMPTS), 0.5 * normal(3, 4, 8, 8)
+def test_the_error_of_a_round_trip_is_one_over_the_steps(tiny_pipe):
+    """The U-Net is smooth: ten times as many steps leave about a tenth of the error."""
+    prompts, clean = diffusion.encode_prompts(tiny_pipe, "an owl"), 0.5 * normal(1, 4, 8, 8)
     errors = []
-    for steps in (10, 100):
+    for steps in (25, 250):
         noise = last(diffusion.invert(tiny_pipe, clean, prompts, steps=steps)).latents
         back = last(diffusion.sample(tiny_pipe, prompts, steps=steps, guidance=1.0, latents=noise)).latents
-        errors.append(((back - clean).square().mean() / clean.square().mean()).sqrt().item())
-    assert errors[1] < errors[0] / 4
-    assert errors[1] < 0.03
+        errors.append((back - clean).square().mean().sqrt().item())
+    assert errors[1] < 0.2 * errors[0]
+    assert errors[1] < 0.1 * clean.std()
 
 
 # ------------------------------------------------------------------------------------- sizes and loading
@@ -424,24 +425,13 @@ def test_unknown_sizes_say_where_they_came_from(nothing_set, monkeypatch):
         diffusion.choose_size()
 
 
-@pytest.fixture
-def shipped(tiny_pipe, tmp_path, monkeypatch):
-    """The tiny pipeline as if it had shipped, with a scheduler that is not DDIM."""
-    folder = tmp_path / "tiny-sd"
-    tiny_pipe.save_pretrained(folder)
-    EulerDiscreteScheduler.from_config(tiny_pipe.scheduler.config).save_pretrained(folder / "scheduler")
-    index = folder / "model_index.json"
-    index.write_text(index.read_text("utf-8").replace("DDIMScheduler", "EulerDiscreteScheduler"), "utf-8")
-    monkeypatch.setattr(zoo, "folder", lambda name: tmp_path / name)
-
-
 def test_load_is_ready_to_sample(shipped, tiny_pipe, nothing_set, capfd):
     pipe = diffusion.load("tiny", device="cpu")
     out, err = capfd.readouterr()
     assert out == "size tiny: as asked\n" and err == "", "no progress bars"
     assert isinstance(pipe.scheduler, DDIMScheduler) and not pipe.scheduler.config.clip_sample
     assert not any(module.training for module in (pipe.unet, pipe.vae, pipe.text_encoder))
-    assert pipe.shipped_guidance == zoo.entry("tiny-sd").guidance == 4.0
+    assert pipe.size == "tiny" and zoo.entry("tiny-sd").guidance == 4.0
     ours, theirs = (diffusion.generate(p, "an owl", steps=2, guidance=2.0) for p in (pipe, tiny_pipe))
     assert_close(ours, theirs)
 

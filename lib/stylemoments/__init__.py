@@ -12,7 +12,21 @@ from importlib import import_module
 from importlib.metadata import version
 
 __version__ = version("stylemoments")
-__all__ = ["attention", "claims", "diffusion", "interact", "judge", "metrics", "norms", "show", "train", "world", "zoo"]
+__all__ = [
+    "attention",
+    "claims",
+    "cli",
+    "diffusion",
+    "interact",
+    "judge",
+    "metrics",
+    "norms",
+    "prompts",
+    "show",
+    "train",
+    "world",
+    "zoo",
+]
 
 
 def __getattr__(room: str):

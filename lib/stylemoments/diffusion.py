@@ -89,6 +89,7 @@ def load(
 ) -> DiffusionPipeline:
     """A diffusers pipeline of a size, ready to sample: DDIM scheduler, evaluation mode, no progress bars.
 
+    Its attribute ``size`` says which size it is.
     The pictures of sd15 are not filtered: its safety checker, which no other size has, is not loaded.
 
     Args:
@@ -108,7 +109,7 @@ def load(
         pipe = _local(dtype) if size == "tiny" else _remote(size, dtype)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, thresholding=False)
     pipe.set_progress_bar_config(disable=True)
-    pipe.shipped_guidance = _entry(size).guidance
+    pipe.size = size
     return pipe.to(device)
 
 
@@ -428,12 +429,11 @@ def initial_latents(pipe: DiffusionPipeline, n: int, seed: int) -> Tensor:
 
 
 def _guidance(pipe: DiffusionPipeline, guidance: float | None, size: str | None) -> float:
-    """The guidance asked for, else that of the size, of the loaded weights, or of the pipeline's class in diffusers."""
+    """The guidance asked for, else that of the size, of the size that was loaded, or of the pipeline's class."""
     if guidance is not None:
         return guidance
-    if size is not None:
-        return _entry(size).guidance
-    return getattr(pipe, "shipped_guidance", 5.0 if hasattr(pipe, "text_encoder_2") else 7.5)
+    like = "sdxl" if hasattr(pipe, "text_encoder_2") else "sd15"
+    return _entry(size or getattr(pipe, "size", like)).guidance
 
 
 @torch.no_grad()
@@ -499,8 +499,8 @@ def invert(
     """DDIM inversion: from clean latents to the noise that :func:`sample` would bring back to them.
 
     The steps of :func:`sample` backwards. Each needs the noise predicted at its noisier end, which is not known yet; it
-    is predicted from the latents at the other end instead. The result is exact where the predicted noise does not depend
-    on the latents, and gets better with more steps. Keep the steps to have the whole trajectory.
+    is predicted from the latents at the other end instead. The result is exact where the predicted noise does not
+    depend on the latents, and gets better with more steps. Keep the steps to have the whole trajectory.
 
     Args:
         latents: clean, (B, C, H, W), from :func:`encode`.

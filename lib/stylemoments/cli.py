@@ -1,0 +1,199 @@
+"""The command ``stylemoments``: see whether everything works, and make pictures.
+
+Heavy packages are imported inside the commands, so that ``stylemoments --help`` answers at once.
+"""
+
+import io
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, redirect_stdout
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "open_clip_torch", "timm", "safetensors")
+INSTALL = 'python -m pip install "stylemoments[diffusion]"'
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def main() -> None:
+    """Moments of Style: from batch normalization to style-aligned diffusion."""
+
+
+# ---------------------------------------------------------------------------------------- doctor
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, device, size and weights, and make a picture; say for each fault what to do."""
+    from . import zoo
+
+    shipped = [name for name in zoo.names() if zoo.entry(name).command]
+    checks = [("versions", _versions), ("device", _device), ("size", _size)]
+    checks += [(f"weights {name}", lambda name=name: _weights(name)) for name in shipped]
+    checks += [("a picture", _picture)]
+    passed = [_report(name, check) for name, check in checks]
+    if not all(passed):
+        raise typer.Exit(1)
+
+
+def _report(name: str, check: Callable[[], str]) -> bool:
+    """Run a check, print its line, and say whether it passed."""
+    try:
+        typer.echo(f"pass  {name}: {check()}")
+        return True
+    except Exception as error:  # whatever is broken, the next check still runs
+        typer.echo(f"FAIL  {name}: {error}")
+        return False
+
+
+def _versions() -> str:
+    found, missing = [f"Python {platform.python_version()}"], []
+    for name in ("stylemoments", *PACKAGES):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        raise RuntimeError(f"{', '.join(missing)} not installed; run {INSTALL}")
+    return ", ".join(found)
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {os.cpu_count()} cores (no CUDA GPU)"
+
+
+def _size() -> str:
+    from . import diffusion
+
+    with redirect_stdout(io.StringIO()) as said:
+        diffusion.choose_size()
+    return said.getvalue().strip().removeprefix("size ")
+
+
+def _weights(name: str) -> str:
+    from . import zoo
+
+    files = [path for path in zoo.folder(name).rglob("*") if path.is_file()]
+    return f"{len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB, sha256 as listed"
+
+
+def _picture() -> str:
+    from . import diffusion
+
+    with redirect_stdout(io.StringIO()):
+        pipe = diffusion.load("tiny")
+    began = time.perf_counter()
+    images = diffusion.generate(pipe, "a cat in papercut art style")
+    taken = time.perf_counter() - began
+    if images.std() < 0.01:
+        raise RuntimeError(f"the picture is of one color; install the package and its requirements again: {INSTALL}")
+    return f"{images.shape[-1]} x {images.shape[-2]} pixels of the tiny model in {taken:.1f} s"
+
+
+# ---------------------------------------------------------------------------------------- sample
+
+
+@app.command()
+def sample(
+    prompt: Annotated[str, typer.Argument(help='what to draw, such as "a cat in papercut art style"')],
+    n: Annotated[int, typer.Option("-n", min=1, help="how many pictures")] = 1,
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder for the pictures")] = Path("pictures"),
+    steps: Annotated[int, typer.Option(min=1, help="DDIM steps")] = 25,
+    guidance: Annotated[float | None, typer.Option(help="guidance weight [default: that of the size]")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the first picture; each next one has the next")] = 0,
+    size: Annotated[str | None, typer.Option(help="tiny, sd15 or sdxl [default: what runs here]")] = None,
+) -> None:
+    """Make pictures of a prompt: OUT/a-cat-in-papercut-art-style-seed-0.png and so on."""
+    with _kind_errors():
+        paths = [out / f"{_slug(prompt)}-seed-{seed + index}.png" for index in range(n)]
+        _refuse_to_overwrite(paths, prompt)
+        images, facts = _draw([prompt] * n, steps, guidance, seed, size)
+        out.mkdir(parents=True, exist_ok=True)
+        for index, (path, image) in enumerate(zip(paths, images, strict=True)):
+            _save(path, image, {"prompt": prompt, "seed": seed + index, **facts})
+            typer.echo(path)
+
+
+@contextmanager
+def _kind_errors():
+    """Faults that the user can mend are a line, not a traceback."""
+    from .zoo import WeightsError
+
+    try:
+        yield
+    except (OSError, ValueError, WeightsError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _slug(prompt: str) -> str:
+    """The prompt as the name of a file.
+
+    >>> _slug("A cat, in papercut art style!")
+    'a-cat-in-papercut-art-style'
+    """
+    return "-".join(re.findall(r"\w+", prompt.lower()))[:100] or "picture"
+
+
+def _refuse_to_overwrite(paths: list[Path], prompt: str) -> None:
+    """Pictures of the same prompt and seed may be made again; any other file stays."""
+    from PIL import Image
+
+    for path in filter(Path.exists, paths):
+        with Image.open(path) as picture:
+            if picture.info.get("prompt") != prompt:
+                was = picture.info.get("prompt", "something else")
+                raise FileExistsError(f"{path} shows {was!r}; choose another folder with -o or another --seed")
+
+
+def _draw(prompts: list[str], steps: int, guidance: float | None, seed: int, size: str | None):
+    """Images as uint8 arrays, and the settings to write beside them."""
+    from tqdm import tqdm
+
+    from . import diffusion
+
+    pipe = diffusion.load(size)
+    if pipe.size == "tiny":
+        _warn_of_unknown_words(prompts[0])
+    loop = diffusion.sample(pipe, prompts, steps=steps, guidance=guidance, seed=seed)
+    for step in tqdm(loop, total=steps, desc="sampling", unit="step"):
+        latents = step.latents
+    images = (diffusion.decode(pipe, latents) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    facts = {"size": pipe.size, "steps": steps, "guidance": guidance or "as shipped"}
+    return images, facts
+
+
+def _warn_of_unknown_words(prompt: str) -> None:
+    from .train.tokens import wordings
+
+    known = sorted({word for wording in wordings() for word in wording.split()})
+    for word in dict.fromkeys(re.findall(r"[\w']+", prompt.lower())):
+        if word not in known:
+            nearest = get_close_matches(word, known, n=1, cutoff=0)[0]
+            typer.echo(f"warning: the tiny model does not know {word!r}; the nearest word it knows is {nearest!r}", err=True)
+
+
+def _save(path: Path, image, facts: dict) -> None:
+    """Write a PNG with the facts inside, whole or not at all."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for name, value in facts.items():
+        info.add_itxt(name, str(value))
+    part = path.with_suffix(f".{os.getpid()}.part")
+    Image.fromarray(image).save(part, format="PNG", pnginfo=info)
+    os.replace(part, path)
