@@ -172,7 +172,7 @@ def _draw(prompts: list[str], steps: int, guidance: float | None, seed: int, siz
     for step in tqdm(loop, total=steps, desc="sampling", unit="step"):
         latents = step.latents
     images = (diffusion.decode(pipe, latents) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    facts = {"size": pipe.size, "steps": steps, "guidance": guidance or "as shipped"}
+    facts = {"size": pipe.size, "steps": steps, "guidance": "as shipped" if guidance is None else guidance}
     return images, facts
 
 
@@ -183,7 +183,8 @@ def _warn_of_unknown_words(prompt: str) -> None:
     for word in dict.fromkeys(re.findall(r"[\w']+", prompt.lower())):
         if word not in known:
             nearest = get_close_matches(word, known, n=1, cutoff=0)[0]
-            typer.echo(f"warning: the tiny model does not know {word!r}; the nearest word it knows is {nearest!r}", err=True)
+            said = f"warning: the tiny model does not know {word!r}; the nearest word it knows is {nearest!r}"
+            typer.echo(said, err=True)
 
 
 def _save(path: Path, image, facts: dict) -> None:
