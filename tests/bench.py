@@ -6,6 +6,7 @@ Below 1 is faster than the baseline. Times depend on the machine; ratios much le
 
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -19,8 +20,11 @@ from nbclient import NotebookClient
 from torch import nn
 from tqdm import tqdm
 
-from stylemoments import norms
+from stylemoments import diffusion, norms, zoo
 from stylemoments.world import World
+
+# isort: split
+from conftest import random_pipeline
 
 ROOT = Path(__file__).parents[1]
 CHAPTER_LIMIT = 150  # seconds a chapter may take
@@ -105,6 +109,25 @@ def world_case() -> tuple:
     return ("World.sample(500)", "500 images a second", statistics.median(times), 1.0)
 
 
+def diffusion_cases() -> list[tuple]:
+    """Seconds per picture beside the pipeline's own call, one picture and four at once, 25 steps each."""
+    shipped = (zoo.WEIGHTS / zoo.SUMS).exists()
+    pipe = diffusion.load("tiny", device="cpu") if shipped else random_pipeline("sd15")
+    weights = "shipped weights" if shipped else "random weights"
+    rows = []
+    for n in tqdm((1, 4), desc="diffusion"):
+        prompts, latents = ["a cat in papercut art style"] * n, diffusion.initial_latents(pipe, n, 0)
+        options = {"num_inference_steps": 25, "guidance_scale": 4.0, "output_type": "pt"}
+        times = compare(
+            lambda: diffusion.generate(pipe, prompts, guidance=4.0, latents=latents),  # noqa: B023
+            lambda: pipe(prompts, latents=latents, **options),  # noqa: B023
+            7,
+        )
+        case = f"generate, per picture of {n}, {weights}"
+        rows.append((case, "the pipeline's own call", *(time / n for time in times)))
+    return rows
+
+
 def chapter_cases() -> list[tuple]:
     """Each notebook run once, against the time a chapter may take."""
     rows = []
@@ -127,12 +150,14 @@ def pages_case() -> tuple:
 
 
 def main() -> None:
-    rows = [*norm_cases(), import_case(), world_case(), *chapter_cases(), pages_case()]
+    rows = [*norm_cases(), import_case(), world_case(), *diffusion_cases(), *chapter_cases(), pages_case()]
     print(f"\n{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}\n")
     print("| case | baseline | ours takes | baseline takes | ratio |\n|---|---|--:|--:|--:|")
     for case, baseline, ours, reference in rows:
         print(f"| {case} | {baseline} | {readable(ours)} | {readable(reference)} | {ours / reference:.2f} |")
     print_errors()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if platform.system() == "Darwin" else 1e6)
+    print(f"\nmost memory of this process, all of the above but the chapters: {peak:.1f} GB")
 
 
 if __name__ == "__main__":

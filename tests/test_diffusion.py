@@ -169,7 +169,7 @@ def test_encode_takes_the_mean_or_draws(pipe):
     assert_close(drawn, mean + 0.18 * posterior.std * normal(2, 4, 8, 8, seed=5))
 
 
-def test_the_autoencoder_works_in_float32_and_keeps_its_weights(tiny_pipe):
+def test_the_autoencoder_works_in_float32_and_keeps_its_weights(tiny_pipe, capfd):
     latents, before = normal(1, 4, 8, 8), diffusion.decode(tiny_pipe, normal(1, 4, 8, 8))
     tiny_pipe.vae.half()
     try:
@@ -178,6 +178,7 @@ def test_the_autoencoder_works_in_float32_and_keeps_its_weights(tiny_pipe):
         assert_close(diffusion.decode(tiny_pipe, latents), before, atol=5e-3, rtol=0)
     finally:
         tiny_pipe.vae.float()
+    assert capfd.readouterr().err == "", "no warnings"
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16)])

@@ -68,8 +68,9 @@ def test_an_unlisted_file(weights):
     assert "extra.bin" in said and "does not list" in said and sha256("what is this") in said
 
 
-def test_the_systems_hidden_files_do_not_matter(weights):
-    (weights / "judge/.DS_Store").write_text("folder", "utf-8")
+@pytest.mark.parametrize("name", [".DS_Store", zoo.CARD])
+def test_hidden_files_and_cards_do_not_matter(weights, name):
+    (weights / "judge" / name).write_text("folder", "utf-8")
     assert zoo.folder("judge") == weights / "judge"
 
 

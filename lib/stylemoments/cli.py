@@ -51,7 +51,7 @@ def _report(name: str, check: Callable[[], str]) -> bool:
         typer.echo(f"pass  {name}: {check()}")
         return True
     except Exception as error:  # whatever is broken, the next check still runs
-        typer.echo(f"FAIL  {name}: {error}")
+        typer.echo(f"FAIL  {name}: {str(error).replace(chr(10), chr(10) + ' ' * 6)}")
         return False
 
 
@@ -112,9 +112,9 @@ def sample(
     n: Annotated[int, typer.Option("-n", min=1, help="how many pictures")] = 1,
     out: Annotated[Path, typer.Option("-o", "--out", help="folder for the pictures")] = Path("pictures"),
     steps: Annotated[int, typer.Option(min=1, help="DDIM steps")] = 25,
-    guidance: Annotated[float | None, typer.Option(help="guidance weight [default: that of the size]")] = None,
+    guidance: Annotated[float | None, typer.Option(help="guidance weight (default: that of the size)")] = None,
     seed: Annotated[int, typer.Option(min=0, help="seed of the first picture; each next one has the next")] = 0,
-    size: Annotated[str | None, typer.Option(help="tiny, sd15 or sdxl [default: what runs here]")] = None,
+    size: Annotated[str | None, typer.Option(help="tiny, sd15 or sdxl (default: what runs here)")] = None,
 ) -> None:
     """Make pictures of a prompt: OUT/a-cat-in-papercut-art-style-seed-0.png and so on."""
     with _kind_errors():

@@ -211,9 +211,9 @@ def _float32(vae):
     """Half precision overflows in the autoencoder of Stable Diffusion XL."""
     dtype = vae.dtype
     try:
-        yield vae.to(torch.float32)
+        yield torch.nn.Module.to(vae, torch.float32)  # diffusers' own `to` warns whenever it is given a dtype
     finally:
-        vae.to(dtype)
+        torch.nn.Module.to(vae, dtype)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
 SUMS = "SHA256SUMS"
+CARD = "README.md"  # beside the files of each set of weights; nothing is loaded from it, so it has no sum
 
 
 class WeightsError(RuntimeError):
@@ -35,14 +36,14 @@ class Entry:
     guidance: float | None = None  # of a text-to-image pipeline: the guidance weight it is sampled with by default
 
 
-def _train(script: str) -> str:
-    return f"python -m stylemoments.train.{script} --out runs/{script}"
+def _train(script: str, more: str = "") -> str:
+    return f"python -m stylemoments.train.{script} --out runs/{script}{more}"
 
 
 ENTRIES = {
     "tiny-sd": Entry(
         "a Stable Diffusion pipeline of the tiny world: 64 x 64 pixels, latents of 4 x 16 x 16",
-        "Apache-2.0", _train("denoiser"), guidance=4.0,
+        "Apache-2.0", _train("denoiser", " --autoencoder runs/autoencoder --clip runs/clip"), guidance=4.0,
     ),
     "tiny-clip": Entry("a CLIP of the tiny world, for open_clip", "Apache-2.0", _train("clip")),
     "tiny-dino": Entry("a self-supervised vision transformer of the tiny world", "Apache-2.0", _train("dino")),
@@ -94,7 +95,7 @@ def folder(name: str) -> Path:
 def _checked(weights: Path, name: str) -> Path:
     expected = _listed(weights, name)
     found = {path.relative_to(weights).as_posix(): path for path in sorted((weights / name).rglob("*"))
-             if path.is_file() and not path.name.startswith(".")}  # fmt: skip
+             if path.is_file() and path.name != CARD and not path.name.startswith(".")}  # fmt: skip
     for file in [*expected, *found]:
         was = sha256(found[file]) if file in found else "none, the file is missing"
         should = expected.get(file, f"none, {SUMS} does not list the file")
