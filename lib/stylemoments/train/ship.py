@@ -30,6 +30,7 @@ def ship(runs: Path, weights: Path) -> list[str]:
     done = []
     if (runs / "denoiser/pipeline").is_dir():
         pipe = StableDiffusionPipeline.from_pretrained(runs / "denoiser/pipeline", dtype=float16)
+        pipe.text_encoder.float()  # transformers computes in the precision of the file, diffusers in single
         pipe.save_pretrained(_emptied(weights / "tiny-sd"))
         shutil.copytree(runs / "clip/tokenizer", weights / "tiny-sd/tokenizer", dirs_exist_ok=True)
         for part in ("autoencoder", "denoiser"):
