@@ -8,7 +8,8 @@ import torch
 from skimage import data
 from sklearn.datasets import load_sample_image
 
-from stylemoments import norms, show
+from stylemoments import diffusion, norms, show
+from stylemoments.world import STYLES, prompt
 
 OUT = Path(__file__).parents[1] / "_static/pictures"
 
@@ -35,9 +36,24 @@ def adain_pixels() -> matplotlib.figure.Figure:
     return show.grid(images, columns=4, titles=["content", "style", "α = 0.5", "α = 1"] + [""] * 4, size=2.4)
 
 
+def tiny_samples() -> matplotlib.figure.Figure:
+    """What the tiny model draws: four objects in every style, the first seed of each."""
+    nouns = ("guitar", "dragon", "cat", "sailboat")
+    prompts = [prompt(noun, style=style) for noun in nouns for style in STYLES]
+    images = diffusion.generate(diffusion.load("tiny"), prompts)
+    titles = [*(style.split()[0] for style in STYLES), *[""] * 27]
+    return show.grid(images, columns=9, titles=titles, size=1.05)
+
+
+def save(figure: matplotlib.figure.Figure, name: str) -> None:
+    """Write a figure as webp."""
+    figure.savefig(OUT / name, dpi=130, pil_kwargs={"quality": 88})
+    print(f"wrote {OUT.name}/{name}")
+
+
 if __name__ == "__main__":
     matplotlib.use("Agg")
     show.use_style()
     OUT.mkdir(parents=True, exist_ok=True)
-    adain_pixels().savefig(OUT / "adain-pixels.webp", dpi=130, pil_kwargs={"quality": 88})
-    print(f"wrote {OUT.name}/adain-pixels.webp")
+    save(adain_pixels(), "adain-pixels.webp")
+    save(tiny_samples(), "tiny-samples.webp")
