@@ -329,7 +329,7 @@ class ToyUNet(nn.Module):
 
     def __init__(self, slope: float, offset: float):
         super().__init__()
-        self.slope, self.offset, self.dtype, self.device = slope, offset, torch.float64, torch.device("cpu")
+        self.slope, self.offset, self.device = slope, offset, torch.device("cpu")
 
     def forward(self, latents, t, **_):
         return SimpleNamespace(sample=self.slope * latents + self.offset)
@@ -337,7 +337,7 @@ class ToyUNet(nn.Module):
 
 def toy(pipe, monkeypatch, slope, offset):
     monkeypatch.setattr(pipe, "unet", ToyUNet(slope, offset))
-    empty = torch.zeros(1, 1, 1)
+    empty = torch.zeros(1, 1, 1, dtype=torch.float64)
     return diffusion.Prompts(empty, empty)
 
 

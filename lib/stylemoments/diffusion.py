@@ -383,8 +383,9 @@ def _output(pipe: DiffusionPipeline, latents: Tensor, t: int, prompts: Prompts, 
     added = None
     if prompts.time_ids is not None:
         added = {"text_embeds": torch.cat(pooled), "time_ids": torch.cat([prompts.time_ids] * len(halves))}
-    seen = torch.cat([latents] * len(halves)).to(pipe.unet.dtype)
-    output = pipe.unet(seen, t, encoder_hidden_states=torch.cat(hidden), added_cond_kwargs=added).sample
+    hidden = torch.cat(hidden)
+    seen = torch.cat([latents] * len(halves)).to(hidden.dtype)  # prompts are encoded in the dtype of the U-Net
+    output = pipe.unet(seen, t, encoder_hidden_states=hidden, added_cond_kwargs=added).sample
     output = output.to(latents.dtype)
     if len(halves) == 1:
         return output
