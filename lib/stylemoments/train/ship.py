@@ -16,8 +16,6 @@ from torch import float16
 from .. import zoo
 from . import loop
 
-CARD = "README.md"
-
 
 def halve(source: Path, target: Path) -> None:
     """Copy a safetensors file with its floating-point numbers in half precision."""
@@ -59,14 +57,14 @@ def _emptied(folder: Path) -> Path:
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != CARD:
+        elif path.name != zoo.CARD:
             path.unlink()
     return folder
 
 
 def write_sums(weights: Path) -> None:
     """Write the sha256 of every file but the cards."""
-    files = sorted(p for p in weights.glob("*/**/*") if p.is_file() and p.name != CARD)
+    files = sorted(p for p in weights.glob("*/**/*") if p.is_file() and p.name != zoo.CARD)
     lines = [f"{zoo.sha256(path)}  {path.relative_to(weights).as_posix()}\n" for path in files]
     part = weights / f"{zoo.SUMS}.part"
     part.write_text("".join(lines), "utf-8")
