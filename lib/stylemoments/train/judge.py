@@ -6,8 +6,9 @@ It will judge pictures that a diffusion model drew and an autoencoder smoothed. 
 texture, which those lose, every training picture is shifted, blurred and made noisy by a random amount.
 
 The training split never shows an object in its held-out style. Plain cross-entropy would teach the judge just that: to
-rule the object out wherever it sees the style. So the objects held out in a picture's style do not compete in its loss,
-as in logit adjustment by the frequencies of the classes (Menon et al., 2021, arXiv 2007.07314).
+rule the object out wherever it sees the style, and the other way around. So the objects held out in a picture's style do
+not compete in its loss, nor does the style held out for its object. This is logit adjustment by the frequencies of the
+classes (Menon et al., 2021, arXiv 2007.07314) where some of those are zero.
 """
 
 import json
@@ -65,6 +66,7 @@ class Judging(nn.Module):
             images = augment(images).contiguous(memory_format=torch.channels_last)
         logits = self.judge.logits(images)
         logits["objects"] = logits["objects"].masked_fill(self.never[targets[:, 1]], -torch.inf)
+        logits["styles"] = logits["styles"].masked_fill(self.never.T[targets[:, 0]], -torch.inf)
         losses = {name: F.cross_entropy(logits[name].float(), targets[:, i]) for i, name in enumerate(NAMES)}
         losses["hues"] = 1 - F.cosine_similarity(logits["hues"].float(), hues).mean()
         right = (logits["objects"].argmax(-1) == targets[:, 0]).float().mean()
