@@ -6,9 +6,9 @@ It will judge pictures that a diffusion model drew and an autoencoder smoothed. 
 texture, which those lose, every training picture is shifted, blurred and made noisy by a random amount.
 
 The training split never shows an object in its held-out style. Plain cross-entropy would teach the judge just that: to
-rule the object out wherever it sees the style, and the other way around. So the objects held out in a picture's style do
-not compete in its loss, nor does the style held out for its object. This is logit adjustment by the frequencies of the
-classes (Menon et al., 2021, arXiv 2007.07314) where some of those are zero.
+rule the object out wherever it sees the style, and the other way around. So the objects held out in a picture's style
+do not compete in its loss, nor does the style held out for its object. This is logit adjustment by the frequencies of
+the classes (Menon et al., 2021, arXiv 2007.07314) where some of those are zero.
 """
 
 import json
