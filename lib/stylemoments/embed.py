@@ -53,10 +53,10 @@ IMAGENET = Preprocess(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class DINO:
-    """A vision transformer whose class token is the feature; see :func:`dino`."""
+    """A network without its head (of a transformer: its class token); see :func:`dino`."""
 
-    def __init__(self, vit: nn.Module, preprocess: Preprocess, *, device: str | torch.device = "cpu"):
-        self.vit, self.preprocess, self.device = vit.eval().to(device), preprocess, device
+    def __init__(self, network: nn.Module, preprocess: Preprocess, *, device: str | torch.device = "cpu"):
+        self.network, self.preprocess, self.device = network.eval().to(device), preprocess, device
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features of pictures.
@@ -70,7 +70,7 @@ class DINO:
         Raises:
             ValueError: another shape, or values outside [0, 1].
         """
-        return _in_batches(lambda part: self.vit(self.preprocess(part)), checked(images), self.device)
+        return _in_batches(lambda part: self.network(self.preprocess(part)), checked(images), self.device)
 
 
 class CLIP:
@@ -165,9 +165,9 @@ def dino(size: str = "tiny", *, name: str = FULL_DINO[0], device: str | torch.de
     from . import zoo
 
     folder = zoo.folder("tiny-dino")
-    vit = timm.models.VisionTransformer(**json.loads((folder / "config.json").read_text("utf-8")))
-    load_model(vit, folder / "model.safetensors")
-    return DINO(vit, TINY, device=device)
+    network = timm.create_model(**json.loads((folder / "config.json").read_text("utf-8")))
+    load_model(network, folder / "model.safetensors")
+    return DINO(network, TINY, device=device)
 
 
 @torch.no_grad()
