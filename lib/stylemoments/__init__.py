@@ -17,6 +17,7 @@ __all__ = [
     "claims",
     "cli",
     "diffusion",
+    "embed",
     "interact",
     "judge",
     "metrics",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from .world import NOWHERE, OBJECTS, PLACES, STYLES
@@ -145,5 +145,5 @@ def load(folder: Path | None = None) -> Judge:
 
         folder = zoo.folder("judge")
     judge = Judge()
-    judge.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+    load_model(judge, folder / "model.safetensors")  # half precision on disk, single in memory
     return judge.eval()

@@ -1,0 +1,244 @@
+"""Training: the shared loop on a task that can be worked out by hand, and each script on a few pictures."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stylemoments.train import loop
+from stylemoments.train.pictures import render
+from stylemoments.world import HELD_OUT, OBJECTS, STYLES
+
+SMALL = loop.Settings(steps=6, batch=4, rate=0.01, warmup=1, save_every=2, log_every=1, average=0.5)
+
+
+class Line(nn.Module):
+    """y = w x with noise, so that a step depends on torch's random numbers too."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, y):
+        error = self.w * (x + 0.01 * torch.randn_like(x)) - y
+        return {"loss": (error**2).mean(), "error": error.abs().mean()}
+
+
+class LineTask:
+    """Learn to double 12 numbers."""
+
+    pictures = 12
+
+    def __init__(self):
+        self.model = Line()
+        self.seen = []  # the rows of each step
+        self.raw = []  # the weight after each step
+
+    def batch(self, rows):
+        self.seen.append(rows.tolist())
+        x = rows.float() / 6 - 1
+        return x, 2 * x
+
+    def after_step(self, model, settings, step):
+        self.raw.append(model.w.item())
+
+    def sheet(self, model):
+        return np.zeros((2, 2, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """64 training pictures, in the folder where the scripts look for them."""
+    folder = tmp_path_factory.mktemp("runs") / "pictures"
+    return render(64, folder), folder.parent
+
+
+def trained(task, settings, out=None, stop=None):
+    """The weights after the steps, or None if it was stopped."""
+    for record in loop.steps(task, settings, out):
+        if record.step == stop:
+            return None
+    return {name: value.clone() for name, value in task.model.state_dict().items()}
+
+
+def assert_resumes_bit_for_bit(make_task, settings, folder):
+    """Stopped after the checkpoint of step 2, once more after that of step 4, and continued: nothing differs."""
+    whole = trained(make_task(), settings)
+    for stop in (3, 5):
+        trained(make_task(), settings, folder, stop)
+    resumed = trained(make_task(), settings, folder)
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), f"{name} differs after resuming"
+
+
+# ------------------------------------------------------------------------------------- the loop
+
+
+def test_every_picture_once_per_epoch():
+    """12 pictures, 4 per step: steps 1 to 3 see each once, so do 4 to 6, in another order."""
+    task = LineTask()
+    trained(task, SMALL)
+    first, second = sum(task.seen[:3], []), sum(task.seen[3:], [])
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second
+
+
+def test_the_result_is_the_moving_average():
+    """With decay 1/2: the first weight, then each time halfway to the next."""
+    task = LineTask()
+    result = trained(task, SMALL)
+    average = task.raw[0]
+    for weight in task.raw[1:]:
+        average = (average + weight) / 2
+    assert result["w"].item() == pytest.approx(average, rel=1e-5)
+
+
+def test_the_first_step_of_adamw_is_the_rate():
+    """Adam's first step goes by the learning rate, whatever the size of the gradient; vectors do not decay."""
+    task = LineTask()
+    trained(task, replace(SMALL, steps=1, cooldown=1.0))
+    assert task.raw[0] == pytest.approx(SMALL.rate, rel=1e-4)
+
+
+def test_a_stopped_run_ends_like_one_that_was_not(tmp_path):
+    assert_resumes_bit_for_bit(LineTask, SMALL, tmp_path / "line")
+    curve = [json.loads(line) for line in (tmp_path / "line" / loop.CURVE).read_text("utf-8").splitlines()]
+    assert [line["step"] for line in curve] == [1, 2, 3, 4, 5, 6], "each step once"
+
+
+def test_other_settings_are_not_continued(tmp_path):
+    trained(LineTask(), SMALL, tmp_path, stop=3)
+    with pytest.raises(ValueError, match="other settings.*another folder"):
+        trained(LineTask(), replace(SMALL, rate=0.02), tmp_path)
+
+
+def test_a_batch_larger_than_the_world_is_refused():
+    with pytest.raises(ValueError, match="batch of 13.*there are 12"):
+        next(loop.steps(LineTask(), replace(SMALL, batch=13)))
+
+
+# ------------------------------------------------------------------------------------- the judge
+
+
+def test_augmenting_leaves_a_plain_picture_plain():
+    """One color stays that color under shift and blur; only the noise is left, at most 0.08 deviation, 0 on average."""
+    from stylemoments.train.judge import NOISE, augment
+
+    torch.manual_seed(0)
+    error = augment(torch.full((16, 3, 64, 64), 0.5)) - 0.5
+    assert error.std((-3, -2, -1)).max() < NOISE * 1.1
+    assert error.mean().abs() < 1e-3
+
+
+def test_the_blur_of_a_point_is_pascals_triangle():
+    from stylemoments.train.judge import blurred
+
+    point = torch.zeros(1, 3, 9, 9)
+    point[..., 4, 4] = 256
+    line = torch.tensor([1.0, 4, 6, 4, 1])
+    torch.testing.assert_close(blurred(point)[0, 0, 2:7, 2:7], torch.outer(line, line))
+
+
+def test_what_is_held_out_does_not_compete(pictures):
+    """The judge's loss has no gradient for the outputs of objects held out in the picture's style."""
+    from stylemoments.train.judge import Judging, Task
+
+    task = Task(pictures[0])
+    torch.manual_seed(0)
+    images, targets, hues = task.batch(torch.arange(8))
+    seen = {}
+    model = Judging()
+    plain = model.judge.logits
+
+    def keeping(x):
+        seen.update(plain(x))
+        for value in seen.values():
+            value.retain_grad()
+        return dict(seen)
+
+    model.judge.logits = keeping
+    model(images, targets, hues)["loss"].backward()
+    for i, (noun, style) in enumerate([(OBJECTS[o], [*STYLES][s]) for o, s, _ in targets.tolist()]):
+        held_out = torch.tensor([HELD_OUT[other] == style for other in OBJECTS])
+        assert (seen["objects"].grad[i][held_out] == 0).all()
+        assert (seen["objects"].grad[i][~held_out] != 0).all()
+        assert seen["styles"].grad[i][[*STYLES].index(HELD_OUT[noun])] == 0
+
+
+# ------------------------------------------------------------------------------------- tiny-dino
+
+
+def test_balanced_assignments_use_all_prototypes_alike():
+    """Each of 6 pictures gives away 1, each of 3 prototypes receives 2."""
+    from stylemoments.train.dino import balanced
+
+    torch.manual_seed(0)
+    shares = balanced(torch.randn(6, 3))
+    torch.testing.assert_close(shares.sum(1), torch.ones(6))
+    torch.testing.assert_close(shares.sum(0), torch.full((3,), 2.0), atol=0.1, rtol=0)
+
+
+def test_a_crop_of_the_whole_picture_is_the_picture_or_its_mirror(monkeypatch):
+    from stylemoments.train import dino
+
+    monkeypatch.setattr(dino, "LIGHT", 0.0)
+    monkeypatch.setattr(dino, "blurred", lambda images: images)
+    torch.manual_seed(0)
+    images = torch.rand(8, 3, 64, 64)
+    made = dino.crops(images, 64, (1.0, 1.0))
+    kept = (made - images).abs().amax((1, 2, 3)) < 1e-4
+    mirrored = (made - images.flip(-1)).abs().amax((1, 2, 3)) < 1e-4
+    assert (kept ^ mirrored).all()
+    assert kept.any() and mirrored.any()
+
+
+def test_neighbours_by_hand():
+    """Two clusters far apart: the neighbours of a picture are those of its own, so every answer is right."""
+    from stylemoments.train.dino import neighbours
+    from stylemoments.world import World
+
+    sample = World(0).sample(1, object="cat", style="plain", place="nowhere")
+    facts = {"styles": ["plain", "neon light"] * 20, "objects": ["cat", "dog"] * 20, "places": ["nowhere"] * 40,
+             "hues": [float(sample.hues[0]), 0.5] * 20}  # fmt: skip
+    known = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(20, 1)
+    found = neighbours(torch.tensor([[1.0, 0.0]]), sample, known, facts)
+    assert found == {"styles": 1, "objects": 1, "places": 1, "hue_error": pytest.approx(0, abs=1e-3), "n": 1}
+
+
+# ------------------------------------------------------------------------------------- the scripts
+
+
+@pytest.mark.parametrize("script", ["judge", "dino"])
+def test_a_stopped_script_ends_like_one_that_was_not(script, pictures, tmp_path):
+    from importlib import import_module
+
+    module = import_module(f"stylemoments.train.{script}")
+
+    def make_task():
+        torch.manual_seed(0)
+        return module.Task(pictures[0])
+
+    assert_resumes_bit_for_bit(make_task, replace(module.SETTINGS, steps=6, batch=8, warmup=1, save_every=2), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "script, files, figures",
+    [
+        ("judge", {"model.safetensors"}, {"trained pairs", "held-out pairs", "held-out hand"}),
+        ("dino", {"model.safetensors", "config.json"}, {"trained", "random weights"}),
+    ],
+)
+def test_smoke(script, files, figures, pictures):
+    out = pictures[1] / script
+    command = [sys.executable, "-m", f"stylemoments.train.{script}", "--smoke", "--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    made = {path.name for path in out.iterdir()}
+    assert files | {"figures.json", loop.CHECKPOINT, loop.CURVE, "sheet-000002.png", "sheet-000004.png"} == made
+    assert json.loads((out / "figures.json").read_text("utf-8")).keys() == figures
