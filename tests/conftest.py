@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from stylemoments import _torchvision  # noqa: F401 - before anything that imports torchvision
+
 ROOT = Path(__file__).parents[1]
 PAGES = re.findall(r"^[\s-]*(?:root|file): (\S+)", (ROOT / "_toc.yml").read_text("utf-8"), re.MULTILINE)
 NOTEBOOKS = [page for page in PAGES if page.startswith("notebooks/")]
@@ -106,7 +108,6 @@ def random_pipeline(kind: str):
     """A pipeline of diffusers with few channels and random weights, 16 x 16 pixels: "sd15", "sd2" (v) or "sdxl"."""
     import torch
 
-    from stylemoments import _torchvision  # noqa: F401
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # isort: skip
     from transformers import CLIPTextModel, CLIPTextModelWithProjection  # isort: skip
 

@@ -34,7 +34,7 @@ from .pictures import Pictures, render
 
 #: The arguments of timm's create_model.
 CONFIG = {"model_name": "resnet18", "layers": [1, 1, 1, 1], "channels": [48, 96, 192, 256], "num_classes": 0}
-SETTINGS = loop.Settings(steps=2000, batch=64, rate=2e-3, weight_decay=0.04, average=0.0)  # the teacher is the average
+SETTINGS = loop.Settings(steps=1200, batch=64, rate=2e-3, weight_decay=0.04, average=0.0)  # the teacher is the average
 GLOBAL = (0.5, 1.0)  # share of the picture's area in the crops of 64 pixels, of which there are two
 LOCAL = (0.15, 0.5)  # and in those of 32 pixels
 LOCALS = 3  # how many of these
