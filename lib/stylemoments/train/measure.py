@@ -22,7 +22,7 @@ from ..metrics import hue_distance
 from ..world import HELD_OUT, OBJECTS, PLAIN, STYLES, Sample, World, prompt
 from . import dino
 from . import judge as judging
-from .pictures import render
+from .pictures import Pictures, render
 
 START, END = "<!-- measured: python -m stylemoments.train.measure -->", "<!-- end of measured -->"
 SEED = 3  # of the pictures and of the samples
@@ -120,16 +120,19 @@ def of_judge(figures: dict) -> dict[str, str]:
     }
 
 
-def flat(figures: dict, prefix: str = "") -> dict[str, str]:
-    """Nested figures as rows.
-
-    >>> flat({"pairs": {"same": {"cosine": 0.5}}})
-    {'pairs, same, cosine': '0.5'}
-    """
+def of_dino(bank: Pictures) -> dict[str, str]:
+    """What neighbors share, and how alike pairs are, beside the same network with random weights."""
+    torch.manual_seed(SEED)
+    nets = {"tiny-dino": embed.dino("tiny").network, "random weights": dino.network()[0].eval()}
     rows = {}
-    for name, value in figures.items():
-        label = f"{prefix}, {name}" if prefix else name
-        rows |= flat(value, label) if isinstance(value, dict) else {label: str(value)}
+    for net, found in dino.figures(nets, bank, 2000).items():
+        near = found["neighbours"]
+        rows[f"{net}: style / object / place by neighbors, hue error"] = (
+            f"{100 * near['styles']:.1f} / {100 * near['objects']:.1f} / {100 * near['places']:.1f} %, "
+            f"{near['hue_error']:.0f}° (n = {near['n']})"
+        )
+        for kind, pair in found["pairs"].items():
+            rows[f"{net}: cosine of pairs, {kind}"] = f"{pair['cosine']:.2f} (n = {pair['n']})"
     return rows
 
 
@@ -170,7 +173,7 @@ def main() -> None:
     measures: dict[str, Callable[[], dict]] = {
         "judge": lambda: of_judge(judging.figures(judge.load(), 2000)),
         "tiny-clip": lambda: retrieval(embed.clip("tiny"), 2000),
-        "tiny-dino": lambda: flat(dino.figures(embed.dino("tiny").vit, render(8000, options.pictures), 2000)),
+        "tiny-dino": lambda: of_dino(render(8000, options.pictures)),
         "tiny-sd": tiny_sd,
     }
     for name, measure in measures.items():
