@@ -20,11 +20,9 @@ from nbclient import NotebookClient
 from torch import nn
 from tqdm import tqdm
 
-from stylemoments import diffusion, norms, zoo
+from stylemoments import diffusion, norms
+from stylemoments.train import denoiser
 from stylemoments.world import World
-
-# isort: split
-from conftest import random_pipeline
 
 ROOT = Path(__file__).parents[1]
 CHAPTER_LIMIT = 150  # seconds a chapter may take
@@ -111,10 +109,7 @@ def world_case() -> tuple:
 
 def diffusion_cases() -> list[tuple]:
     """Seconds per picture beside the pipeline's own call, one picture and four at once, 25 steps each."""
-    shipped = (zoo.WEIGHTS / zoo.SUMS).exists()
-    pipe = diffusion.load("tiny", device="cpu") if shipped else random_pipeline("sd15")
-    weights = "shipped weights" if shipped else "random weights"
-    rows = []
+    pipe, rows = diffusion.load("tiny", device="cpu"), []
     for n in tqdm((1, 4), desc="diffusion"):
         prompts, latents = ["a cat in papercut art style"] * n, diffusion.initial_latents(pipe, n, 0)
         options = {"num_inference_steps": 25, "guidance_scale": 4.0, "output_type": "pt"}
@@ -123,9 +118,23 @@ def diffusion_cases() -> list[tuple]:
             lambda: pipe(prompts, latents=latents, **options),  # noqa: B023
             7,
         )
-        case = f"generate, per picture of {n}, {weights}"
+        case = f"generate, per picture of {n}"
         rows.append((case, "the pipeline's own call", *(time / n for time in times)))
-    return rows
+    return [*rows, training_case()]
+
+
+def training_case() -> tuple:
+    """A training step of the U-Net as its script takes it, beside one as diffusers builds the network."""
+    latents, words = torch.randn(16, 4, 16, 16), torch.randn(16, 16, 128)
+    ours, plain = denoiser.Denoising(), denoiser.Denoising()
+    plain.unet.set_default_attn_processor()
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16):
+            ours(latents, words)["loss"].backward()
+
+    times = compare(step, lambda: plain(latents, words)["loss"].backward(), 5)
+    return ("training step of the U-Net, batch 16", "float32, fused attention", *times)
 
 
 def chapter_cases() -> list[tuple]:
