@@ -17,7 +17,7 @@ def fresh() -> Judge:
 
 @pytest.fixture(scope="module")
 def shipped() -> Judge:
-    if not (zoo.WEIGHTS / "judge").is_dir():
+    if not (zoo.WEIGHTS / "judge/model.safetensors").exists():
         pytest.skip("the judge is not shipped yet")
     return judge.load()
 

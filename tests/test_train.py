@@ -90,13 +90,20 @@ def test_every_picture_once_per_epoch():
 
 
 def test_the_result_is_the_moving_average():
-    """With decay 1/2: the first weight, then each time halfway to the next."""
+    """The first weight, then 9/11, 9/12, 9/13 of the way to the next ones, at last half: the decay of 1/2 is reached."""
     task = LineTask()
-    result = trained(task, SMALL)
+    result = trained(task, replace(SMALL, steps=12))
     average = task.raw[0]
-    for weight in task.raw[1:]:
-        average = (average + weight) / 2
+    for n, weight in enumerate(task.raw[1:], start=1):
+        average += (weight - average) * max(9 / (10 + n), 1 / 2)
+    assert len(task.raw) == 12
     assert result["w"].item() == pytest.approx(average, rel=1e-5)
+
+
+def test_without_averaging_the_result_is_the_last_weight():
+    task = LineTask()
+    result = trained(task, replace(SMALL, average=0.0))
+    assert result["w"].item() == pytest.approx(task.raw[-1], rel=1e-6)
 
 
 def test_the_first_step_of_adamw_is_the_rate():
@@ -191,7 +198,7 @@ def test_a_crop_of_the_whole_picture_is_the_picture_or_its_mirror(monkeypatch):
     monkeypatch.setattr(dino, "blurred", lambda images: images)
     torch.manual_seed(0)
     images = torch.rand(8, 3, 64, 64)
-    made = dino.crops(images, 64, (1.0, 1.0))
+    made = dino.crops(images, 64, (1.0, 1.0)) / 2 + 0.5  # it makes them for the network, in [-1, 1]
     kept = (made - images).abs().amax((1, 2, 3)) < 1e-4
     mirrored = (made - images.flip(-1)).abs().amax((1, 2, 3)) < 1e-4
     assert (kept ^ mirrored).all()
