@@ -90,7 +90,7 @@ def test_every_picture_once_per_epoch():
 
 
 def test_the_result_is_the_moving_average():
-    """The first weight, then 9/11, 9/12, 9/13 of the way to the next ones, at last half: the decay of 1/2 is reached."""
+    """The first weight, then 9/11, 9/12, 9/13 of the way to the next, at last half: the decay of 1/2 is reached."""
     task = LineTask()
     result = trained(task, replace(SMALL, steps=12))
     average = task.raw[0]
