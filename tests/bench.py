@@ -125,9 +125,11 @@ def diffusion_cases() -> list[tuple]:
 
 def training_case() -> tuple:
     """A training step of the U-Net as its script takes it, beside one as diffusers builds the network."""
+    from diffusers.models.attention_processor import AttnProcessor2_0  # after stylemoments: see its room _torchvision
+
     latents, words = torch.randn(16, 4, 16, 16), torch.randn(16, 16, 128)
     ours, plain = denoiser.Denoising(), denoiser.Denoising()
-    plain.unet.set_default_attn_processor()
+    plain.unet.set_attn_processor(AttnProcessor2_0())
 
     def step():
         with torch.autocast("cpu", torch.bfloat16):

@@ -135,7 +135,6 @@ def hidden_states(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts
 
 def assemble(unet, vae, text_encoder, tokenizer) -> StableDiffusionPipeline:
     """The pipeline as diffusers knows it."""
-    unet.set_default_attn_processor()
     return StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=DDIMScheduler(**SCHEDULE),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
