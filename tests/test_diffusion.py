@@ -304,7 +304,8 @@ def test_guidance_as_shipped(tiny_pipe, monkeypatch, kind):
         return last(diffusion.sample(tiny_pipe, "an owl", steps=2, **options)).latents
 
     assert torch.equal(pictures(), pictures(guidance=7.5)), "diffusers' default for this class"
-    assert torch.equal(pictures(size=kind), pictures(guidance=zoo.entry(kind).guidance))
+    monkeypatch.setattr(tiny_pipe, "size", kind, raising=False)
+    assert torch.equal(pictures(), pictures(guidance=zoo.entry(kind).guidance))
     monkeypatch.setattr(tiny_pipe, "size", "tiny", raising=False)
     assert torch.equal(pictures(), pictures(guidance=4.0))
 
@@ -316,8 +317,8 @@ def test_one_latent_per_prompt(tiny_pipe):
 
 def test_defaults():
     options = {name: p.default for name, p in inspect.signature(diffusion.sample).parameters.items()}
-    assert {name: options[name] for name in ("steps", "guidance", "seed", "latents", "eta", "size")} == {
-        "steps": 25, "guidance": None, "seed": 0, "latents": None, "eta": 0.0, "size": None,
+    assert {name: options[name] for name in ("steps", "guidance", "seed", "latents", "eta")} == {
+        "steps": 25, "guidance": None, "seed": 0, "latents": None, "eta": 0.0,
     }  # fmt: skip
 
 

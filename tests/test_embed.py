@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from stylemoments import embed, zoo
+from stylemoments import embed
 from stylemoments.embed import CLIP, DINO, IMAGENET, OPENAI, TINY, Preprocess
 from stylemoments.metrics import set_consistency
 from stylemoments.world import NOWHERE, OBJECTS, STYLES, World, prompt
@@ -17,11 +17,6 @@ from stylemoments.world import NOWHERE, OBJECTS, STYLES, World, prompt
 def random_images(n: int, height: int, width: int) -> torch.Tensor:
     """Noise in bytes from 90 to 164."""
     return torch.randint(90, 165, (n, 3, height, width), generator=torch.Generator().manual_seed(0)) / 255
-
-
-def needs(name: str) -> None:
-    if not [*(zoo.WEIGHTS / name).glob("*.safetensors")]:
-        pytest.skip(f"{name} is not shipped yet")
 
 
 class Mean(nn.Module):
@@ -161,7 +156,6 @@ def test_one_string_is_not_a_list_of_texts():
 
 def test_the_shipped_clip_reads_and_sees():
     """Each picture finds its own text among all of one style or one object, nearly always."""
-    needs("tiny-clip")
     clip, sample = embed.clip(), World(3).sample(150, split="train", place=NOWHERE)
     pairs = [(o, s) for o in OBJECTS for s in STYLES]
     found = (
@@ -173,7 +167,6 @@ def test_the_shipped_clip_reads_and_sees():
 
 def test_the_shipped_dino_sees_style_and_object():
     """A set in one style is more alike than a mixed one; so is a set of one object, in plain pictures."""
-    needs("tiny-dino")
     dino, world = embed.dino(), World(3)
 
     def consistency(**kind) -> float:

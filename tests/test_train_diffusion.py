@@ -2,13 +2,16 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
@@ -31,6 +34,10 @@ def runs(tmp_path_factory):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     return folder
+
+
+def steps_of_curve(run):
+    return [json.loads(line)["step"] for line in (run / loop.CURVE).read_text("utf-8").splitlines()]
 
 
 # ------------------------------------------------------------------------------------- tokens
@@ -134,8 +141,12 @@ def test_the_pipeline_loads_with_plain_diffusers_and_draws(runs):
 
 def test_the_curve_has_every_step(runs):
     for script in ("autoencoder", "clip", "denoiser"):
-        steps = [json.loads(line)["step"] for line in (runs / script / loop.CURVE).read_text("utf-8").splitlines()]
-        assert steps == [1, 2, 3, 4]
+        assert steps_of_curve(runs / script) == [1, 2, 3, 4]
+
+
+def test_sheets_show_something(runs):
+    for script in ("autoencoder", "clip", "denoiser"):
+        assert np.asarray(Image.open(runs / script / "sheet-000004.png")).std() > 1, script
 
 
 def test_latents_have_the_variance_that_the_schedule_expects(runs):
@@ -164,6 +175,7 @@ def test_several_processes_share_the_work(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "autoencoder/vae/diffusion_pytorch_model.safetensors").exists()
+    assert steps_of_curve(tmp_path / "autoencoder") == [1, 2, 3, 4], "each step once, by one process"
 
 
 # ------------------------------------------------------------------------------------- shipping
@@ -178,7 +190,18 @@ def weights(runs, tmp_path, monkeypatch):
     return zoo.WEIGHTS
 
 
-def test_what_is_shipped_is_whole_and_draws(weights, capsys):
+def test_what_is_shipped_names_no_machine(weights, runs):
+    assert not [path for path in weights.rglob("*.json") if str(runs) in path.read_text("utf-8")]
+
+
+def test_an_unfinished_run_is_not_shipped(runs, tmp_path):
+    shutil.copytree(runs / "clip", tmp_path / "clip")
+    assert ship.ship(tmp_path, tmp_path / "weights") == ["tiny-clip"]
+    (tmp_path / "clip" / loop.CHECKPOINT).unlink()
+    assert ship.ship(tmp_path, tmp_path / "weights") == []
+
+
+def test_what_is_shipped_is_whole_and_draws(weights):
     pipe = diffusion.load("tiny")
     assert diffusion.generate(pipe, "a cat", steps=2).shape == (1, 3, 64, 64)
 

@@ -101,7 +101,6 @@ def test_an_entry_is_shipped_or_remote(name):
         entry.licence = "mine"
 
 
-@pytest.mark.skipif(not (zoo.WEIGHTS / zoo.SUMS).exists(), reason="the weights have not been trained yet")
 @pytest.mark.parametrize("name", [name for name in zoo.names() if zoo.entry(name).command])
 def test_what_ships_is_whole(name):
     assert zoo.folder(name).is_dir()

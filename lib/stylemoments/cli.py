@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "open_clip_torch", "timm", "safetensors")
-INSTALL = 'python -m pip install "stylemoments[diffusion]"'
+INSTALL = "run python -m pip install -r requirements.txt -e . in the folder of the book; on Colab, its first cell again"
+BATCH = 8  # pictures at a time, to bound the memory
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -56,15 +56,26 @@ def _report(name: str, check: Callable[[], str]) -> bool:
 
 
 def _versions() -> str:
-    found, missing = [f"Python {platform.python_version()}"], []
-    for name in ("stylemoments", *PACKAGES):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            missing.append(name)
-    if missing:
-        raise RuntimeError(f"{', '.join(missing)} not installed; run {INSTALL}")
+    from packaging.requirements import Requirement
+
+    found, faults = [f"Python {platform.python_version()}", f"stylemoments {version('stylemoments')}"], []
+    for need in map(Requirement, requires("stylemoments")):
+        if need.marker and not need.marker.evaluate({"extra": "diffusion"}):
+            continue
+        has = _installed(need.name)
+        found.append(f"{need.name} {has}")
+        if has is None or not need.specifier.contains(has, prereleases=True):
+            faults.append(f"{need.name}{need.specifier} is needed, {has or 'nothing'} is installed")
+    if faults:
+        raise RuntimeError(f"{'; '.join(faults)}; {INSTALL}")
     return ", ".join(found)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _device() -> str:
@@ -98,8 +109,8 @@ def _picture() -> str:
     began = time.perf_counter()
     images = diffusion.generate(pipe, "a cat in papercut art style")
     taken = time.perf_counter() - began
-    if images.std() < 0.01:
-        raise RuntimeError(f"the picture is of one color; install the package and its requirements again: {INSTALL}")
+    if not images.std() > 0.01:  # nor where it is not a number
+        raise RuntimeError(f"the picture is of one color, or of no numbers; install everything again: {INSTALL}")
     return f"{images.shape[-1]} x {images.shape[-2]} pixels of the tiny model in {taken:.1f} s"
 
 
@@ -118,12 +129,19 @@ def sample(
 ) -> None:
     """Make pictures of a prompt: OUT/a-cat-in-papercut-art-style-seed-0.png and so on."""
     with _kind_errors():
-        paths = [out / f"{_slug(prompt)}-seed-{seed + index}.png" for index in range(n)]
-        _refuse_to_overwrite(paths, prompt)
-        images, facts = _draw([prompt] * n, steps, guidance, seed, size)
+        from . import diffusion
+
+        pipe = diffusion.load(size)
+        if pipe.size == "tiny":
+            _warn_of_unknown_words(prompt)
+        guidance = diffusion.default_guidance(pipe) if guidance is None else guidance
+        facts = {"prompt": prompt, "size": pipe.size, "steps": steps, "guidance": guidance}
+        paths = {out / f"{_slug(prompt)}-seed-{seed + index}.png": facts | {"seed": seed + index} for index in range(n)}
+        _refuse_to_overwrite(paths)
+        images = _draw(pipe, [prompt] * n, steps, guidance, seed)
         out.mkdir(parents=True, exist_ok=True)
-        for index, (path, image) in enumerate(zip(paths, images, strict=True)):
-            _save(path, image, {"prompt": prompt, "seed": seed + index, **facts})
+        for (path, known), image in zip(paths.items(), images, strict=True):
+            _save(path, image, known)
             typer.echo(path)
 
 
@@ -134,6 +152,9 @@ def _kind_errors():
 
     try:
         yield
+    except ModuleNotFoundError as error:
+        typer.echo(f"error: {error}; {INSTALL}", err=True)
+        raise typer.Exit(1) from None
     except (OSError, ValueError, WeightsError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -148,32 +169,34 @@ def _slug(prompt: str) -> str:
     return "-".join(re.findall(r"\w+", prompt.lower()))[:100] or "picture"
 
 
-def _refuse_to_overwrite(paths: list[Path], prompt: str) -> None:
-    """Pictures of the same prompt and seed may be made again; any other file stays."""
+def _refuse_to_overwrite(paths: dict[Path, dict]) -> None:
+    """The same picture may be made again; any other file stays."""
     from PIL import Image
 
-    for path in filter(Path.exists, paths):
-        with Image.open(path) as picture:
-            if picture.info.get("prompt") != prompt:
-                was = picture.info.get("prompt", "something else")
-                raise FileExistsError(f"{path} shows {was!r}; choose another folder with -o or another --seed")
+    for path, facts in paths.items():
+        if path.exists():
+            with Image.open(path) as picture:
+                was = {name: picture.info.get(name, "unknown") for name in facts}
+            if was != {name: str(value) for name, value in facts.items()}:
+                raise FileExistsError(f"{path} is another picture ({was}); choose another folder with -o, or --seed")
 
 
-def _draw(prompts: list[str], steps: int, guidance: float | None, seed: int, size: str | None):
-    """Images as uint8 arrays, and the settings to write beside them."""
+def _draw(pipe, prompts: list[str], steps: int, guidance: float, seed: int) -> list:
+    """Images as uint8 arrays; each depends on its own seed alone, so they come in parts that fit the memory."""
     from tqdm import tqdm
 
     from . import diffusion
 
-    pipe = diffusion.load(size)
-    if pipe.size == "tiny":
-        _warn_of_unknown_words(prompts[0])
-    loop = diffusion.sample(pipe, prompts, steps=steps, guidance=guidance, seed=seed)
-    for step in tqdm(loop, total=steps, desc="sampling", unit="step"):
-        latents = step.latents
-    images = (diffusion.decode(pipe, latents) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    facts = {"size": pipe.size, "steps": steps, "guidance": "as shipped" if guidance is None else guidance}
-    return images, facts
+    images = []
+    with tqdm(total=steps * len(prompts), desc="sampling", unit="step") as bar:
+        for first in range(0, len(prompts), BATCH):
+            part = prompts[first : first + BATCH]
+            for step in diffusion.sample(pipe, part, steps=steps, guidance=guidance, seed=seed + first):
+                latents = step.latents
+                bar.update(len(part))
+            pixels = (diffusion.decode(pipe, latents) * 255).round().byte()
+            images += list(pixels.permute(0, 2, 3, 1).cpu().numpy())
+    return images
 
 
 def _warn_of_unknown_words(prompt: str) -> None:

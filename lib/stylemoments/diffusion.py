@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from . import _torchvision, zoo  # noqa: F401
 
@@ -78,7 +79,9 @@ def _hub_reachable() -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        socket.create_connection((urlsplit(constants.ENDPOINT).hostname, 443), timeout=3).close()
+        url = urlsplit(getproxies().get("https") or constants.ENDPOINT)
+        address = url.hostname, url.port or (80 if url.scheme == "http" else 443)
+        socket.create_connection(address, timeout=3).close()
         return True
     except OSError:
         return False
@@ -305,14 +308,14 @@ def ddim_step(
         fresh: z, standard normal, of the shape of ``clean``; needed where eta is not 0.
 
     Raises:
-        ValueError: eta is negative, or not 0 without ``alpha_bar`` and ``fresh``.
+        ValueError: eta outside [0, 1], or not 0 without ``alpha_bar`` and ``fresh``.
 
     Example:
         >>> ddim_step(torch.tensor([2.0]), torch.tensor([1.0]), 0.64).item()  # 0.8 * 2 + 0.6 * 1
         2.200000047683716
     """
-    if eta < 0:
-        raise ValueError(f"eta is 0 for DDIM, 1 for ancestral sampling, never negative; got {eta}")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta lies between 0, for DDIM, and 1, for ancestral sampling; got {eta}")
     if eta == 0:
         return alpha_bar_next**0.5 * clean + (1 - alpha_bar_next) ** 0.5 * noise
     if alpha_bar is None or fresh is None:
@@ -348,7 +351,7 @@ def schedule(pipe: DiffusionPipeline, steps: int) -> list[Level]:
         scheduler.set_timesteps(steps)
         stride = len(alpha_bars) // steps
     if stride == 0 or scheduler.timesteps.max() >= len(alpha_bars):
-        most = len(alpha_bars) - config.steps_offset
+        most = len(alpha_bars) - config.steps_offset * (config.timestep_spacing == "leading")
         raise ValueError(f"steps must be from 1 to {most} with this scheduler; got {steps}")
     last = scheduler.final_alpha_cumprod.item()
     return [
@@ -429,12 +432,10 @@ def initial_latents(pipe: DiffusionPipeline, n: int, seed: int) -> Tensor:
     return _noise(pipe, _generators(n, seed), _latent_shape(pipe))
 
 
-def _guidance(pipe: DiffusionPipeline, guidance: float | None, size: str | None) -> float:
-    """The guidance asked for, else that of the size, of the size that was loaded, or of the pipeline's class."""
-    if guidance is not None:
-        return guidance
+def default_guidance(pipe: DiffusionPipeline) -> float:
+    """The guidance weight stored with the size that :func:`load` loaded, else that of the pipeline's class."""
     like = "sdxl" if hasattr(pipe, "text_encoder_2") else "sd15"
-    return _entry(size or getattr(pipe, "size", like)).guidance
+    return _entry(getattr(pipe, "size", like)).guidance
 
 
 @torch.no_grad()
@@ -447,7 +448,6 @@ def sample(
     seed: int = 0,
     latents: Tensor | None = None,
     eta: float = 0.0,
-    size: str | None = None,
 ) -> Iterator[Step]:
     """Sample one picture per prompt, step by step; the last step's latents are those to :func:`decode`.
 
@@ -459,13 +459,12 @@ def sample(
         seed: picture i draws all its noise from seed + i, so it does not depend on how many others there are.
         latents: noise to begin with, (B, C, H, W); None draws :func:`initial_latents`.
         eta: see :func:`ddim_step`.
-        size: whose guidance to take, for a pipeline that :func:`load` did not load.
 
     Raises:
         ValueError: see :func:`schedule`, :func:`ddim_step`; or not as many latents as prompts.
     """
     prompts = prompts if isinstance(prompts, Prompts) else encode_prompts(pipe, prompts)
-    guidance = _guidance(pipe, guidance, size)
+    guidance = default_guidance(pipe) if guidance is None else guidance
     generators = _generators(len(prompts), seed)
     drawn = _noise(pipe, generators, _latent_shape(pipe) if latents is None else latents.shape[1:])
     latents = _matching(drawn if latents is None else latents.to(pipe.device), prompts)

@@ -187,6 +187,6 @@ def _fetched(name: str, fetch: Callable[[], nn.Module]) -> nn.Module:
     except Exception as error:  # the Hub's client and its HTTP library have a dozen ways to say "not there"
         raise ConnectionError(
             f"the full size needs the weights {name} on this computer, and they could not be fetched "
-            f"({type(error).__name__}). Run this once with a network, which keeps them in the Hugging Face cache, "
-            'or pass size="tiny", which needs none'
+            f"({type(error).__name__}: {error}). Run this once with a network, which keeps them in the Hugging Face "
+            'cache, or pass size="tiny", which needs none'
         ) from error

@@ -93,8 +93,10 @@ class Judge(nn.Module):
         was_training = self.training
         self.eval()
         device = self.hue.weight.device
-        parts = [self.logits(resized(part.to(device))) for part in images.split(BATCH)]
-        self.train(was_training)
+        try:
+            parts = [self.logits(resized(part.to(device))) for part in images.split(BATCH)]
+        finally:
+            self.train(was_training)
         return verdict({name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]})
 
 

@@ -1,8 +1,8 @@
 r"""Weights by name: what they are, their licence, how they were made, and whether the files are whole.
 
 The small models ship with the package. Each of their files has its sha256 in ``weights/SHA256SUMS`` (the format of the
-command ``sha256sum``), and is checked against it once per process before anything is loaded from it. The large models
-come from the Hugging Face Hub, each at one pinned revision.
+command ``sha256sum``), and is checked against it once per process before anything is loaded from it. The large
+pipelines come from the Hugging Face Hub, each at one pinned revision; open_clip and timm fetch the full CLIP and DINO.
 
     >>> names()
     ('tiny-sd', 'tiny-clip', 'tiny-dino', 'judge', 'sd15', 'sdxl')
@@ -94,14 +94,19 @@ def folder(name: str) -> Path:
 @cache
 def _checked(weights: Path, name: str) -> Path:
     expected = _listed(weights, name)
-    found = {path.relative_to(weights).as_posix(): path for path in sorted((weights / name).rglob("*"))
-             if path.is_file() and path.name != CARD and not path.name.startswith(".")}  # fmt: skip
+    found = files(weights, name)
     for file in [*expected, *found]:
         was = sha256(found[file]) if file in found else "none, the file is missing"
         should = expected.get(file, f"none, {SUMS} does not list the file")
         if was != should:
             raise _broken(name, f"{weights / file}\n  expected sha256: {should}\n  found sha256:    {was}")
     return weights / name
+
+
+def files(weights: Path, name: str = "") -> dict[str, Path]:
+    """What has a sum, by its path in ``weights``: every file of the named weights but cards and hidden ones."""
+    found = sorted(p for p in (weights / name).rglob("*") if p.is_file() and p.name != CARD and p.name[0] != ".")
+    return {path.relative_to(weights).as_posix(): path for path in found if path.parent != weights}
 
 
 def _listed(weights: Path, name: str) -> dict[str, str]:

@@ -77,14 +77,15 @@ class Task:
 def scaling_factor(vae, images: Tensor) -> float:
     """One over the standard deviation of the latents, as in Stable Diffusion."""
     with torch.no_grad():
-        return 1 / vae.encode(images * 2 - 1).latent_dist.sample().std().item()
+        posterior = vae.encode(images.to(vae.device) * 2 - 1).latent_dist
+    return (posterior.mean.var() + posterior.var.mean()).rsqrt().item()  # the total variance; nothing is drawn
 
 
 def main() -> None:
-    options = loop.parser(__doc__.splitlines()[0], SETTINGS, pictures=65536).parse_args()
+    options = loop.parser(__doc__.splitlines()[0], SETTINGS).parse_args()
     settings = loop.chosen(SETTINGS, options)
     torch.manual_seed(settings.seed)
-    task = Task(render(options.pictures, options.out.parent / "pictures"))
+    task = Task(render(settings.pictures, options.out.parent / "pictures"))
 
     def finish():
         vae = task.model.vae

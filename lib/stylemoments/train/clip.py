@@ -32,7 +32,9 @@ SHOWN = 24
 
 def create(config: dict = CONFIG) -> open_clip.CLIP:
     """The model with fresh weights."""
-    return open_clip.CLIP(**config)
+    model = open_clip.CLIP(**config)
+    model.attn_mask.clamp_(min=-1e9)  # minus infinity has no average; softmax takes both to zero
+    return model
 
 
 class Contrast(nn.Module):
@@ -116,10 +118,10 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    options = loop.parser(__doc__.splitlines()[0], SETTINGS, pictures=65536).parse_args()
+    options = loop.parser(__doc__.splitlines()[0], SETTINGS).parse_args()
     settings = loop.chosen(SETTINGS, options)
     torch.manual_seed(settings.seed)
-    task = Task(render(options.pictures, options.out.parent / "pictures"))
+    task = Task(render(settings.pictures, options.out.parent / "pictures"))
 
     def finish():
         save_model(task.model.clip, options.out / "open_clip_model.safetensors")

@@ -8,8 +8,10 @@ timesteps are drawn from a logistic normal (Esser et al. 2024, arXiv 2403.03206)
 """
 
 import copy
+import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from .. import zoo
 from ..world import prompt
 from . import loop, tokens
 from .pictures import Pictures, render
@@ -44,7 +47,7 @@ SCHEDULE = {
     "clip_sample": False,
     "steps_offset": 1,
 }
-SETTINGS = loop.Settings(steps=4000, batch=64, rate=8e-4)
+SETTINGS = loop.Settings(steps=2200, batch=64, rate=8e-4)
 EMPTY = 0.1  # share of the prompts that are left empty, for guidance
 TIME_MEAN, TIME_SPREAD = 0.3, 1.0  # of the logit of the time drawn
 SHOWN = [
@@ -121,9 +124,16 @@ def kept(path: Path, make: Callable[[], Tensor]) -> Tensor:
     """The tensor in a file; made and written first where there is none."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"tensor": make()}, f"{path}.part")
-        os.replace(f"{path}.part", path)
+        part = Path(f"{path}.{os.getpid()}.part")
+        save_file({"tensor": make()}, part)
+        os.replace(part, path)
     return load_file(path)["tensor"]
+
+
+def digest(*folders: Path) -> str:
+    """Eight hexadecimal digits that change when a file in these folders does."""
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return hashlib.sha256("".join(map(zoo.sha256, files)).encode()).hexdigest()[:8]
 
 
 @torch.no_grad()
@@ -142,17 +152,18 @@ def assemble(unet, vae, text_encoder, tokenizer) -> StableDiffusionPipeline:
 
 
 def main() -> None:
-    parser = loop.parser(__doc__.splitlines()[0], SETTINGS, pictures=65536)
+    parser = loop.parser(__doc__.splitlines()[0], SETTINGS)
     parser.add_argument("--autoencoder", type=Path, required=True, help="what stylemoments.train.autoencoder wrote")
     parser.add_argument("--clip", type=Path, required=True, help="what stylemoments.train.clip wrote")
     options = parser.parse_args()
-    settings = loop.chosen(SETTINGS, options)
-    pictures = render(options.pictures, options.out.parent / "pictures")
+    inputs = digest(options.autoencoder / "vae", options.clip / "text_encoder", options.clip / "tokenizer")
+    settings = replace(loop.chosen(SETTINGS, options), inputs=inputs)
+    pictures = render(settings.pictures, options.out.parent / "pictures")
     vae = AutoencoderKL.from_pretrained(options.autoencoder / "vae").eval()
     text_encoder = CLIPTextModel.from_pretrained(options.clip / "text_encoder").eval()
     tokenizer = CLIPTokenizer.from_pretrained(options.clip / "tokenizer")
     torch.manual_seed(settings.seed)
-    latents = kept(options.out / "latents.safetensors", lambda: encoded(vae, pictures))
+    latents = kept(options.out / f"latents-{inputs}-{len(pictures)}.safetensors", lambda: encoded(vae, pictures))
     task = Task(pictures, latents, vae, text_encoder, tokenizer)
 
     def finish():

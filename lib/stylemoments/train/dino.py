@@ -6,8 +6,8 @@ Caron et al., *Emerging Properties in Self-Supervised Vision Transformers*, 2021
 crops of a picture and predicts to which of some prototypes a teacher assigns other crops of it; the teacher is the
 moving average of the student. Deviations:
 
-- Half of the views keep their colours but for a little brightness and contrast, the other half have all hues turned by
-  a random angle; no solarising, no grayscale. Never turning them teaches the palette and nothing of the object: after
+- One view in five has all its hues turned by a random angle, the others keep their colours but for a little brightness
+  and contrast; no solarising, no grayscale. Never turning them teaches the palette and nothing of the object: after
   1200 steps neighbours shared it less often than with random weights. Always turning them would teach that colour does
   not matter.
 - The network is a small residual one, as the authors' ResNet-50, and no transformer. A transformer of this size, with
@@ -228,10 +228,10 @@ def likeness(features: Tensor, sample: Sample) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    options = loop.parser(__doc__.splitlines()[0], SETTINGS, pictures=65536).parse_args()
+    options = loop.parser(__doc__.splitlines()[0], SETTINGS).parse_args()
     settings = loop.chosen(SETTINGS, options)
     torch.manual_seed(settings.seed)
-    task = Task(render(options.pictures, options.out.parent / "pictures"))
+    task = Task(render(settings.pictures, options.out.parent / "pictures"))
     random = network()[0].eval()
 
     def finish():

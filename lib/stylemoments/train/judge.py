@@ -110,10 +110,10 @@ def right(judge: Judge, sample: Sample) -> dict[str, float]:
 
 
 def main() -> None:
-    options = loop.parser(__doc__.splitlines()[0], SETTINGS, pictures=65536).parse_args()
+    options = loop.parser(__doc__.splitlines()[0], SETTINGS).parse_args()
     settings = loop.chosen(SETTINGS, options)
     torch.manual_seed(settings.seed)
-    task = Task(render(options.pictures, options.out.parent / "pictures"))
+    task = Task(render(settings.pictures, options.out.parent / "pictures"))
 
     def finish():
         judge = task.model.judge.to(memory_format=torch.contiguous_format).eval()

@@ -1,7 +1,9 @@
 """The training loop that every script here shares: `accelerate`, a moving average, checkpoints, a curve and sheets.
 
-What a step does depends on the seed and the number of the step alone: its pictures, its noise, its learning rate.
-So a run that was stopped and continued ends with the weights of a run that was not, on one device type bit for bit.
+What a step does depends on the seed, the number of the step and the number of processes: its pictures, its noise, its
+learning rate. So a run that was stopped and continued ends with the weights of a run that was not: on a CPU bit for
+bit, on a GPU but for the order of its sums. Losses that compare the pictures of a batch (clip, dino) compare those of
+one process.
 """
 
 import json
@@ -33,6 +35,8 @@ class Settings:
     batch: int  # pictures per step, all processes together
     rate: float  # the learning rate between warm-up and cool-down
     seed: int = 0
+    pictures: int = 65536  # training pictures
+    inputs: str = ""  # tells other weights that the run starts from apart
     warmup: int = 100  # steps in which the rate rises from zero
     cooldown: float = 0.3  # last share of the steps, in which the rate falls to zero
     weight_decay: float = 0.01
@@ -95,24 +99,31 @@ def steps(task: Task, settings: Settings, out: Path | None = None) -> Iterator[R
         out: a folder for checkpoints, the curve and sheets; a checkpoint found there is continued. None keeps nothing.
 
     Raises:
-        ValueError: more pictures per step than there are, or a checkpoint of other settings than these.
+        ValueError: more pictures per step than there are, a batch that the processes cannot share evenly, or a
+            checkpoint of other settings than these.
     """
     if settings.batch > task.pictures:
         raise ValueError(f"a batch of {settings.batch} needs as many pictures; there are {task.pictures}")
     accelerator = Accelerator(mixed_precision="bf16")
+    if settings.batch % accelerator.num_processes:
+        raise ValueError(
+            f"a batch must be a multiple of the {accelerator.num_processes} processes; got {settings.batch}"
+        )
     decay, no_decay = _by_weight_decay(task.model)
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": settings.weight_decay},
                                    {"params": no_decay, "weight_decay": 0.0}], betas=(0.9, 0.99))  # fmt: skip
     average = AveragedModel(task.model, multi_avg_fn=_moving_average(settings.average), use_buffers=True)
     done = _restore(out, settings, task.model, average, optimizer)
+    if out and accelerator.is_main_process:
+        _cut(out / CURVE, done)
     model, optimizer = accelerator.prepare(task.model, optimizer)
     average.to(accelerator.device)
     began, recent = time.perf_counter(), []
     for step in range(done, settings.steps):
         model.train()
         losses = _step(task, settings, accelerator, model, optimizer, step)
-        average.update_parameters(task.model)
         task.after_step(task.model, settings, step)
+        average.update_parameters(task.model)
         record = Record(step + 1, losses, time.perf_counter() - began)
         recent.append(record)
         if out and accelerator.is_main_process:
@@ -161,15 +172,25 @@ def _restore(out: Path | None, settings: Settings, model, average, optimizer) ->
     if not (out / CHECKPOINT).exists():
         return 0
     saved = torch.load(out / CHECKPOINT, map_location="cpu", weights_only=True)
-    if (was := saved["settings"] | {"steps": settings.steps}) != asdict(settings):
-        raise ValueError(f"{out} holds a run with other settings, {was}; continue with those or choose another folder")
+    was = asdict(settings) | saved["settings"] | {"steps": settings.steps}
+    if was != asdict(settings) or saved["step"] > settings.steps:
+        raise ValueError(
+            f"{out} holds step {saved['step']} of a run with other settings, {saved['settings']}; "
+            "continue with those or choose another folder"
+        )
     model.load_state_dict(saved["model"])
     average.load_state_dict(saved["average"])
     optimizer.load_state_dict(saved["optimizer"])
-    lines = (out / CURVE).read_text("utf-8").splitlines() if (out / CURVE).exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= saved["step"]]
-    (out / CURVE).write_text("".join(line + "\n" for line in kept), "utf-8")
     return saved["step"]
+
+
+def _cut(curve: Path, done: int) -> None:
+    """Drop the lines of steps that will be taken again."""
+    if curve.exists():
+        lines = curve.read_text("utf-8").splitlines(keepends=True)
+        part = curve.with_suffix(".part")
+        part.write_text("".join(line for line in lines if json.loads(line)["step"] <= done), "utf-8")
+        os.replace(part, curve)
 
 
 def _save(out: Path, settings: Settings, step: int, model, average, optimizer) -> None:
@@ -192,7 +213,7 @@ def save_picture(path: Path, pixels: np.ndarray) -> None:
     os.replace(part, path)
 
 
-def parser(description: str, settings: Settings, pictures: int) -> ArgumentParser:
+def parser(description: str, settings: Settings) -> ArgumentParser:
     """The options that all scripts have."""
     options = ArgumentParser(description=description)
     options.add_argument("--out", type=Path, required=True, help="folder for checkpoints, sheets and the result")
@@ -200,18 +221,17 @@ def parser(description: str, settings: Settings, pictures: int) -> ArgumentParse
     options.add_argument("--batch", type=int, default=settings.batch, help="pictures per step, all processes together")
     options.add_argument("--rate", type=float, default=settings.rate, help="highest learning rate")
     options.add_argument("--seed", type=int, default=settings.seed)
-    options.add_argument("--pictures", type=int, default=pictures, help="training pictures to render")
+    options.add_argument("--pictures", type=int, default=settings.pictures, help="training pictures to render")
     options.add_argument("--smoke", action="store_true", help="a few steps on a few pictures, to see that it works")
     return options
 
 
 def chosen(settings: Settings, options) -> Settings:
     """The script's settings with the user's options; ``--smoke`` makes them small."""
-    settings = replace(settings, steps=options.steps, batch=options.batch, rate=options.rate, seed=options.seed)
-    if options.smoke:
-        options.pictures = min(options.pictures, 64)
-        settings = replace(settings, steps=4, batch=8, warmup=1, save_every=2, log_every=1)
-    return settings
+    names = ("steps", "batch", "rate", "seed", "pictures")
+    settings = replace(settings, **{name: getattr(options, name) for name in names})
+    small = {"steps": 4, "batch": 8, "pictures": 64, "warmup": 1, "save_every": 2, "log_every": 1}
+    return replace(settings, **small) if options.smoke else settings
 
 
 def run(task: Task, settings: Settings, out: Path, finish: Callable[[], None]) -> None:

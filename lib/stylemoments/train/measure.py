@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,13 +32,13 @@ BATCH = 50
 
 
 def percent(hits) -> str:
-    """Share of hits with the half-width of its 95 % interval.
+    """Share of hits with its 95 % interval (Wilson 1927), which stays honest near 0 and 100 %.
 
     >>> percent([True, True, True, False])
-    '75.0 ± 42.4 %'
+    '75.0 % [30.1, 95.4], n = 4'
     """
-    share = np.mean(hits)
-    return f"{100 * share:.1f} ± {196 * np.sqrt(share * (1 - share) / len(hits)):.1f} %"
+    low, high = binomtest(int(np.sum(hits)), len(hits)).proportion_ci(method="wilson")
+    return f"{100 * np.mean(hits):.1f} % [{100 * low:.1f}, {100 * high:.1f}], n = {len(hits)}"
 
 
 def equal(a, b) -> np.ndarray:
@@ -152,7 +153,11 @@ def write(name: str, rows: dict[str, str]) -> None:
     curves = [f"Training curve, `{path.name}`:\n\n{curve(path)}" for path in sorted(folder.glob("curve*.jsonl"))]
     block = "\n\n".join([START, table.strip(), *(text.strip() for text in curves), END])
     card = folder / "README.md"
-    text = re.sub(f"{re.escape(START)}.*{re.escape(END)}", lambda _: block, card.read_text("utf-8"), flags=re.S)
+    text, places = re.subn(
+        f"{re.escape(START)}.*{re.escape(END)}", lambda _: block, card.read_text("utf-8"), flags=re.S
+    )
+    if places != 1:
+        raise ValueError(f"{card} needs these two lines once, and has them {places} times:\n{START}\n{END}")
     part = card.with_suffix(".part")
     part.write_text(text, "utf-8")
     part.replace(card)
@@ -162,8 +167,8 @@ def write(name: str, rows: dict[str, str]) -> None:
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("tiny-sd", "tiny-clip", "tiny-dino", "judge"), help="one card, not all")
-    parser.add_argument("-n", type=int, default=500, help="samples per figure of tiny-sd; the others use 2000")
-    parser.add_argument("--pictures", type=Path, default=Path("runs/pictures"), help="rendered pictures, for tiny-dino")
+    parser.add_argument("-n", type=int, default=500, help="drawn pictures per figure of tiny-sd")
+    parser.add_argument("--rendered", type=Path, default=Path("runs/pictures"), help="folder of rendered pictures")
     options = parser.parse_args()
 
     def tiny_sd():
@@ -173,7 +178,7 @@ def main() -> None:
     measures: dict[str, Callable[[], dict]] = {
         "judge": lambda: of_judge(judging.figures(judge.load(), 2000)),
         "tiny-clip": lambda: retrieval(embed.clip("tiny"), 2000),
-        "tiny-dino": lambda: of_dino(render(8000, options.pictures)),
+        "tiny-dino": lambda: of_dino(render(8000, options.rendered)),
         "tiny-sd": tiny_sd,
     }
     for name, measure in measures.items():

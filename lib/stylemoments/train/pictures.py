@@ -5,6 +5,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,15 @@ def _render_to(pixels: Path, facts: Path, n: int, seed: int) -> None:
     store = np.lib.format.open_memmap(part, "w+", np.uint8, (n, 3, 64, 64))
     known: dict[str, list] = {name: [] for name in FACTS}
     starts = range(0, n, CHUNK)
-    with ProcessPoolExecutor(os.cpu_count()) as pool, tqdm(total=n, desc="rendering", unit="picture") as bar:
-        for start, sample in zip(starts, pool.map(partial(_chunk, n, seed), starts), strict=True):
-            store[start : start + CHUNK], chunk = sample
+    pool = ProcessPoolExecutor(mp_context=get_context("spawn"))  # forking beside torch's threads may hang
+    with pool, tqdm(total=n, desc="rendering", unit="picture") as bar:
+        chunks = (pool.map if len(starts) > 1 else map)(partial(_chunk, n, seed), starts)
+        for start, (chunk, facts_of_chunk) in zip(starts, chunks, strict=True):
+            store[start : start + CHUNK] = chunk
             for name in FACTS:
-                known[name] += chunk[name]
-            bar.update(len(chunk["prompts"]))
-    store.flush()
+                known[name] += facts_of_chunk[name]
+            bar.update(len(chunk))
+    del store  # writes it, and closes it: Windows moves no open file
     os.replace(part, pixels)
     Path(f"{part}.json").write_text(json.dumps(known), "utf-8")
     os.replace(f"{part}.json", facts)

@@ -9,9 +9,9 @@ import shutil
 from argparse import ArgumentParser
 from pathlib import Path
 
+import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from torch import float16
 
 from .. import zoo
 from . import loop
@@ -23,11 +23,21 @@ def halve(source: Path, target: Path) -> None:
     save_file(tensors, target, metadata={"format": "pt"})
 
 
+def finished(run: Path) -> bool:
+    """Whether a run has taken all its steps."""
+    if not (run / loop.CHECKPOINT).exists():
+        return False
+    saved = torch.load(run / loop.CHECKPOINT, map_location="cpu", weights_only=True, mmap=True)
+    return saved["step"] == saved["settings"]["steps"]
+
+
 def ship(runs: Path, weights: Path) -> list[str]:
     """Copy every finished run; returns the names of the weights that were."""
     done = []
-    if (runs / "denoiser/pipeline").is_dir():
-        pipe = StableDiffusionPipeline.from_pretrained(runs / "denoiser/pipeline", dtype=float16)
+    if all(finished(runs / part) for part in ("autoencoder", "clip", "denoiser")):
+        pipe = StableDiffusionPipeline.from_pretrained(runs / "denoiser/pipeline", dtype=torch.float16)
+        for part in (pipe, pipe.unet, pipe.vae):
+            part.register_to_config(_name_or_path="tiny-sd")  # and no folder of this machine
         pipe.text_encoder.float()  # transformers computes in the precision of the file, diffusers in single
         pipe.save_pretrained(_emptied(weights / "tiny-sd"))
         shutil.copytree(runs / "clip/tokenizer", weights / "tiny-sd/tokenizer", dirs_exist_ok=True)
@@ -39,7 +49,7 @@ def ship(runs: Path, weights: Path) -> list[str]:
         ("tiny-dino", "dino/model.safetensors", "dino/config.json"),
         ("judge", "judge/model.safetensors", None),
     ]:
-        if (runs / model).exists():
+        if finished((runs / model).parent):
             folder = _emptied(weights / name)
             halve(runs / model, folder / Path(model).name)
             shutil.copy((runs / model).with_name(loop.CURVE), folder)
@@ -64,8 +74,7 @@ def _emptied(folder: Path) -> Path:
 
 def write_sums(weights: Path) -> None:
     """Write the sha256 of every file but the cards."""
-    files = sorted(p for p in weights.glob("*/**/*") if p.is_file() and p.name != zoo.CARD)
-    lines = [f"{zoo.sha256(path)}  {path.relative_to(weights).as_posix()}\n" for path in files]
+    lines = [f"{zoo.sha256(path)}  {file}\n" for file, path in zoo.files(weights).items()]
     part = weights / f"{zoo.SUMS}.part"
     part.write_text("".join(lines), "utf-8")
     part.replace(weights / zoo.SUMS)
@@ -74,10 +83,13 @@ def write_sums(weights: Path) -> None:
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, help="the folder with the runs, each under the name of its script")
-    done = ship(parser.parse_args().runs, zoo.WEIGHTS)
+    runs = parser.parse_args().runs
+    done = ship(runs, zoo.WEIGHTS)
+    if not done:
+        parser.error(f"{runs} holds no finished run; the scripts write runs/autoencoder, runs/clip and so on")
     write_sums(zoo.WEIGHTS)
     size = sum(path.stat().st_size for path in zoo.WEIGHTS.rglob("*.safetensors"))
-    print(f"shipped {', '.join(done) or 'nothing'}; all weights together: {size / 1e6:.1f} MB")
+    print(f"shipped {', '.join(done)}; all weights together: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
