@@ -168,6 +168,7 @@ def test_a_crop_of_the_whole_picture_is_the_picture_or_its_mirror(monkeypatch):
     from stylemoments.train import dino
 
     monkeypatch.setattr(dino, "LIGHT", 0.0)
+    monkeypatch.setattr(dino, "TURNED", 0.0)
     monkeypatch.setattr(dino, "blurred", lambda images: images)
     torch.manual_seed(0)
     images = torch.rand(8, 3, 64, 64)
