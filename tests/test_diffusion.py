@@ -307,7 +307,7 @@ def test_guidance_as_shipped(tiny_pipe, monkeypatch, kind):
     monkeypatch.setattr(tiny_pipe, "size", kind, raising=False)
     assert torch.equal(pictures(), pictures(guidance=zoo.entry(kind).guidance))
     monkeypatch.setattr(tiny_pipe, "size", "tiny", raising=False)
-    assert torch.equal(pictures(), pictures(guidance=4.0))
+    assert torch.equal(pictures(), pictures(guidance=2.5))
 
 
 def test_one_latent_per_prompt(tiny_pipe):
@@ -433,7 +433,7 @@ def test_load_is_ready_to_sample(shipped, tiny_pipe, nothing_set, capfd):
     assert out == "size tiny: as asked\n" and err == "", "no progress bars"
     assert isinstance(pipe.scheduler, DDIMScheduler) and not pipe.scheduler.config.clip_sample
     assert not any(module.training for module in (pipe.unet, pipe.vae, pipe.text_encoder))
-    assert pipe.size == "tiny" and zoo.entry("tiny-sd").guidance == 4.0
+    assert pipe.size == "tiny" and zoo.entry("tiny-sd").guidance == 2.5
     ours, theirs = (diffusion.generate(p, "an owl", steps=2, guidance=2.0) for p in (pipe, tiny_pipe))
     assert_close(ours, theirs)
 

@@ -43,7 +43,7 @@ def _train(script: str, more: str = "") -> str:
 ENTRIES = {
     "tiny-sd": Entry(
         "a Stable Diffusion pipeline of the tiny world: 64 x 64 pixels, latents of 4 x 16 x 16",
-        "Apache-2.0", _train("denoiser", " --autoencoder runs/autoencoder --clip runs/clip"), guidance=4.0,
+        "Apache-2.0", _train("denoiser", " --autoencoder runs/autoencoder --clip runs/clip"), guidance=2.5,
     ),
     "tiny-clip": Entry("a CLIP of the tiny world, for open_clip", "Apache-2.0", _train("clip")),
     "tiny-dino": Entry("a self-supervised vision transformer of the tiny world", "Apache-2.0", _train("dino")),
