@@ -1,4 +1,4 @@
-"""Diffusion: formulas by hand, loops equal to diffusers' own, pictures that do not know their neighbours, inversion."""
+"""Diffusion: formulas by hand, loops equal to diffusers' own, pictures that do not know their neighbors, inversion."""
 
 import inspect
 import socket
@@ -249,7 +249,7 @@ def test_ancestral_pictures_equal_the_pipelines_own(pipe):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_picture_does_not_know_its_neighbours(pipe, eta):
+def test_a_picture_does_not_know_its_neighbors(pipe, eta):
     options = {"steps": 4, "guidance": 3.0, "seed": 3, "eta": eta}
     many = last(diffusion.sample(pipe, PROMPTS, **options)).latents
     alone = last(diffusion.sample(pipe, PROMPTS[:1], **options)).latents

@@ -179,16 +179,16 @@ def test_a_crop_of_the_whole_picture_is_the_picture_or_its_mirror(monkeypatch):
     assert kept.any() and mirrored.any()
 
 
-def test_neighbours_by_hand():
-    """Two clusters far apart: the neighbours of a picture are those of its own, so every answer is right."""
-    from stylemoments.train.dino import neighbours
+def test_neighbors_by_hand():
+    """Two clusters far apart: the neighbors of a picture are those of its own, so every answer is right."""
+    from stylemoments.train.dino import neighbors
     from stylemoments.world import World
 
     sample = World(0).sample(1, object="cat", style="plain", place="nowhere")
     facts = {"styles": ["plain", "neon light"] * 20, "objects": ["cat", "dog"] * 20, "places": ["nowhere"] * 40,
              "hues": [float(sample.hues[0]), 0.5] * 20}  # fmt: skip
     known = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(20, 1)
-    found = neighbours(torch.tensor([[1.0, 0.0]]), sample, known, facts)
+    found = neighbors(torch.tensor([[1.0, 0.0]]), sample, known, facts)
     assert found == {"styles": 1, "objects": 1, "places": 1, "hue_error": pytest.approx(0, abs=1e-3), "n": 1}
 
 

@@ -90,7 +90,7 @@ def test_unknown_and_remote_names(weights):
 @pytest.mark.parametrize("name", zoo.names())
 def test_an_entry_is_shipped_or_remote(name):
     entry = zoo.entry(name)
-    assert entry.what and entry.licence
+    assert entry.what and entry.license
     if entry.repository:
         assert entry.command is None
         assert re.fullmatch("[0-9a-f]{40}", entry.revision), "a commit, not a branch, or it may change"
@@ -98,7 +98,7 @@ def test_an_entry_is_shipped_or_remote(name):
     else:
         assert entry.revision is None and entry.command.startswith("python -m stylemoments.train.")
     with pytest.raises(dataclasses.FrozenInstanceError):
-        entry.licence = "mine"
+        entry.license = "mine"
 
 
 @pytest.mark.parametrize("name", [name for name in zoo.names() if zoo.entry(name).command])

@@ -415,7 +415,7 @@ def predict(pipe: DiffusionPipeline, latents: Tensor, t: int, prompts: Prompts, 
 
 
 def _generators(n: int, seed: int) -> list[torch.Generator]:
-    """One per picture, on the CPU, so that a picture depends neither on the device nor on its neighbours."""
+    """One per picture, on the CPU, so that a picture depends neither on the device nor on its neighbors."""
     return [torch.Generator().manual_seed(seed + index) for index in range(n)]
 
 

@@ -136,7 +136,7 @@ def batch_norm(
     In training the moments are the batch's own (biased variance), and the running estimates, where given,
     move towards them in place: ``running = (1 - momentum) * running + momentum * batch`` (with the *unbiased*
     variance, as in ``torch.nn``). Otherwise the running estimates are used, and an image no longer depends on
-    its neighbours in the batch. Without running estimates the batch's moments are always used.
+    its neighbors in the batch. Without running estimates the batch's moments are always used.
 
     Args:
         x: images (B, C, H, W).

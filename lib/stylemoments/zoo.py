@@ -1,4 +1,4 @@
-r"""Weights by name: what they are, their licence, how they were made, and whether the files are whole.
+r"""Weights by name: what they are, their license, how they were made, and whether the files are whole.
 
 The small models ship with the package. Each of their files has its sha256 in ``weights/SHA256SUMS`` (the format of the
 command ``sha256sum``), and is checked against it once per process before anything is loaded from it. The large
@@ -6,7 +6,7 @@ pipelines come from the Hugging Face Hub, each at one pinned revision; open_clip
 
     >>> names()
     ('tiny-sd', 'tiny-clip', 'tiny-dino', 'judge', 'sd15', 'sdxl')
-    >>> entry("sd15").licence
+    >>> entry("sd15").license
     'CreativeML Open RAIL-M'
 """
 
@@ -29,7 +29,7 @@ class Entry:
     """One set of weights: shipped with a command that makes it, or remote with a repository and revision."""
 
     what: str
-    licence: str
+    license: str
     command: str | None = None  # shipped: trains it again
     repository: str | None = None  # remote: its name on the Hugging Face Hub
     revision: str | None = None  # remote: the commit that is loaded, and no other

@@ -26,7 +26,7 @@ CONFIG = {
     "sample_size": 64,
 }
 SETTINGS = loop.Settings(steps=2000, batch=16, rate=1e-3)
-KL_WEIGHT = 1e-3  # per latent number, against errors per colour value
+KL_WEIGHT = 1e-3  # per latent number, against errors per color value
 SHOWN = 16
 
 

@@ -6,14 +6,14 @@ Caron et al., *Emerging Properties in Self-Supervised Vision Transformers*, 2021
 crops of a picture and predicts to which of some prototypes a teacher assigns other crops of it; the teacher is the
 moving average of the student. Deviations:
 
-- One view in five has all its hues turned by a random angle, the others keep their colours but for a little brightness
+- One view in five has all its hues turned by a random angle, the others keep their colors but for a little brightness
   and contrast; no solarising, no grayscale. Never turning them teaches the palette and nothing of the object: after
-  1200 steps neighbours shared it less often than with random weights. Always turning them would teach that colour does
+  1200 steps neighbors shared it less often than with random weights. Always turning them would teach that color does
   not matter.
 - The network is a small residual one, as the authors' ResNet-50, and no transformer. A transformer of this size, with
   patches of 8 pixels, was after 200 steps no better than with random weights.
 - The teacher's assignments are balanced within the batch by Sinkhorn's iterations (Caron et al., *SwAV*, 2020, arXiv
-  2006.09882; Oquab et al., *DINOv2*, 2023, arXiv 2304.07193) instead of centred. With centring alone, so short a run
+  2006.09882; Oquab et al., *DINOv2*, 2023, arXiv 2304.07193) instead of centred. With centering alone, so short a run
   settled on a dozen of 512 prototypes.
 """
 
@@ -48,7 +48,7 @@ BALANCING = 3  # iterations of Sinkhorn
 TEACHER_MOMENTUM = 0.98  # at the start; 1 at the end
 FRESH_SEED = 2  # the pictures of the figures; training has seed 1
 FRESH = 2000  # how many
-NEIGHBOURS, NEIGHBOUR_TEMPERATURE = 20, 0.07  # of the paper's k-NN
+NEIGHBORS, NEIGHBOR_TEMPERATURE = 20, 0.07  # of the paper's k-NN
 SHOWN = 8
 
 
@@ -173,23 +173,23 @@ def embedded(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def figures(nets: dict[str, nn.Module], bank: Pictures, n: int) -> dict[str, dict]:
-    """For each network, how well neighbours share what is true of them, and how alike pairs are, of ``n`` pictures."""
+    """For each network, how well neighbors share what is true of them, and how alike pairs are, of ``n`` pictures."""
     fresh = World(FRESH_SEED).sample(n, split="train")
     nowhere = World(FRESH_SEED).sample(n, place=NOWHERE)
     found = {}
     for name, net in nets.items():
         known = embedded(net, bank.images(torch.arange(min(4 * n, len(bank)))))
         found[name] = {
-            "neighbours": neighbours(embedded(net, torch.from_numpy(fresh.images)), fresh, known, bank.facts),
+            "neighbors": neighbors(embedded(net, torch.from_numpy(fresh.images)), fresh, known, bank.facts),
             "pairs": likeness(embedded(net, torch.from_numpy(nowhere.images)), nowhere),
         }
     return found
 
 
-def neighbours(features: Tensor, fresh: Sample, known: Tensor, facts: dict[str, list]) -> dict[str, float]:
+def neighbors(features: Tensor, fresh: Sample, known: Tensor, facts: dict[str, list]) -> dict[str, float]:
     """The paper's weighted k-NN: share of right answers, and the mean error of the hue in degrees."""
-    cosines, near = (features @ known.T).topk(min(NEIGHBOURS, len(known)))
-    weights = (cosines / NEIGHBOUR_TEMPERATURE).exp()
+    cosines, near = (features @ known.T).topk(min(NEIGHBORS, len(known)))
+    weights = (cosines / NEIGHBOR_TEMPERATURE).exp()
     found = {}
     for name in ("styles", "objects", "places"):
         names = sorted(set(facts[name]))

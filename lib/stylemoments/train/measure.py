@@ -127,7 +127,7 @@ def of_dino(bank: Pictures) -> dict[str, str]:
     nets = {"tiny-dino": embed.dino("tiny").network, "random weights": dino.network()[0].eval()}
     rows = {}
     for net, found in dino.figures(nets, bank, 2000).items():
-        near = found["neighbours"]
+        near = found["neighbors"]
         rows[f"{net}: style / object / place by neighbors, hue error"] = (
             f"{100 * near['styles']:.1f} / {100 * near['objects']:.1f} / {100 * near['places']:.1f} %, "
             f"{near['hue_error']:.0f}° (n = {near['n']})"
