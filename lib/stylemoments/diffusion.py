@@ -455,7 +455,7 @@ def sample(
         pipe: a Stable Diffusion pipeline, 1, 2 or XL, with a DDIM scheduler.
         prompts: one or more, or :class:`Prompts` that :func:`encode_prompts` made.
         steps: how many; 25 is where most pictures stop changing visibly.
-        guidance: see :func:`predict`. None is the weight stored with the weights: 2.5 for tiny, 7.5 for sd15, 5 for sdxl.
+        guidance: see :func:`predict`. None is the weight stored with the size: 2.5 for tiny, 7.5 for sd15, 5 for sdxl.
         seed: picture i draws all its noise from seed + i, so it does not depend on how many others there are.
         latents: noise to begin with, (B, C, H, W); None draws :func:`initial_latents`.
         eta: see :func:`ddim_step`.
