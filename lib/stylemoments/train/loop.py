@@ -82,6 +82,13 @@ def rate(settings: Settings, step: int) -> float:
     return settings.rate * min(up, 1.0, down)
 
 
+def precision() -> str:
+    """``"bf16"`` where the device computes in it; a processor that only imitates it is up to a hundred times slower."""
+    processor = torch.cpu.get_capabilities()
+    fast = torch.cuda.is_available() or any(processor.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16" if fast else "no"
+
+
 def rows(settings: Settings, pictures: int, step: int) -> Tensor:
     """The numbers of the pictures of a step: every picture once per epoch, in a new order each time."""
     per_epoch = pictures // settings.batch
@@ -104,7 +111,7 @@ def steps(task: Task, settings: Settings, out: Path | None = None) -> Iterator[R
     """
     if settings.batch > task.pictures:
         raise ValueError(f"a batch of {settings.batch} needs as many pictures; there are {task.pictures}")
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator(mixed_precision=precision())
     if settings.batch % accelerator.num_processes:
         raise ValueError(
             f"a batch must be a multiple of the {accelerator.num_processes} processes; got {settings.batch}"
