@@ -20,8 +20,10 @@ from nbclient import NotebookClient
 from torch import nn
 from tqdm import tqdm
 
-from stylemoments import diffusion, norms
+from stylemoments import adain, diffusion, norms
 from stylemoments.train import denoiser
+from stylemoments.transfer import stylize_by_optimization
+from stylemoments.vgg import VGGFeatures
 from stylemoments.world import World
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +141,46 @@ def training_case() -> tuple:
     return ("training step of the U-Net, batch 16", "float32, fused attention", *times)
 
 
+def transfer_cases() -> list[tuple]:
+    """AdaIN with its style encoded once, and one step of Gatys' method, both beside the width of VGG-19."""
+    wide = adain.StyleTransfer(VGGFeatures(weights="random-wide")).eval()
+    generator, rows = torch.Generator().manual_seed(0), []
+    for size in tqdm((256, 512), desc="transfer"):
+        content, style = torch.rand(2, 1, 3, size, size, generator=generator)
+        calls = [stylizing(model, content, model.encode_style(style)) for model in (adain.load(), wide)]
+        rows.append((f"AdaIN, {size} px", "as wide as VGG-19", *compare(*calls, 5)))
+        calls = [optimizing(weights, content, style) for weights in ("tiny", "random-wide")]
+        rows.append((f"Gatys' method, one step, {size} px", "as wide as VGG-19", *compare(*calls, 3)))
+    return rows
+
+
+def stylizing(model, content: torch.Tensor, style) -> Callable:
+    """One picture."""
+    return lambda: adain.stylize(model, content, style)
+
+
+def optimizing(weights: str, content: torch.Tensor, style: torch.Tensor) -> Callable:
+    """The next step of Gatys' method."""
+    steps = stylize_by_optimization(content, style, vgg=weights, steps=10**6)
+    return lambda: next(steps)
+
+
+def print_memory() -> None:
+    """Most memory of a process that stylizes one picture of 512 pixels, beyond one that only loads the model."""
+    code = (
+        "import resource, sys, torch; from stylemoments import adain; from stylemoments.vgg import VGGFeatures\n"
+        "model = adain.StyleTransfer(VGGFeatures(weights=sys.argv[1]))\n"
+        "x = torch.rand(1, 3, int(sys.argv[2]), int(sys.argv[2])); adain.stylize(model, x, x)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    print("\n| AdaIN, 512 px | most memory beyond 64 px |\n|---|--:|")
+    for weights in ("tiny", "random-wide"):
+        runs = [[sys.executable, "-c", code, weights, size] for size in ("64", "512")]
+        small, large = (int(subprocess.run(run, capture_output=True, check=True).stdout) for run in runs)
+        unit = 1e6 if platform.system() == "Darwin" else 1e3
+        print(f"| {weights} | {(large - small) / unit:.0f} MB |")
+
+
 def chapter_cases() -> list[tuple]:
     """Each notebook run once, against the time a chapter may take."""
     rows = []
@@ -161,12 +203,14 @@ def pages_case() -> tuple:
 
 
 def main() -> None:
-    rows = [*norm_cases(), import_case(), world_case(), *diffusion_cases(), *chapter_cases(), pages_case()]
+    rows = [*norm_cases(), import_case(), world_case(), *transfer_cases()]
+    rows += [*diffusion_cases(), *chapter_cases(), pages_case()]
     print(f"\n{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}\n")
     print("| case | baseline | ours takes | baseline takes | ratio |\n|---|---|--:|--:|--:|")
     for case, baseline, ours, reference in rows:
         print(f"| {case} | {baseline} | {readable(ours)} | {readable(reference)} | {ours / reference:.2f} |")
     print_errors()
+    print_memory()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if platform.system() == "Darwin" else 1e6)
     print(f"\nmost memory of this process, all of the above but the chapters: {peak:.1f} GB")
 

@@ -13,18 +13,26 @@ from importlib.metadata import version
 
 __version__ = version("stylemoments")
 __all__ = [
+    "adain",
     "attention",
     "claims",
     "cli",
+    "color",
     "diffusion",
     "embed",
+    "files",
+    "gallery",
     "interact",
     "judge",
+    "losses",
     "metrics",
     "norms",
     "prompts",
     "show",
     "train",
+    "transfer",
+    "vgg",
+    "video",
     "world",
     "zoo",
 ]

@@ -5,7 +5,7 @@ command ``sha256sum``), and is checked against it once per process before anythi
 pipelines come from the Hugging Face Hub, each at one pinned revision; open_clip and timm fetch the full CLIP and DINO.
 
     >>> names()
-    ('tiny-sd', 'tiny-clip', 'tiny-dino', 'judge', 'sd15', 'sdxl')
+    ('tiny-sd', 'tiny-clip', 'tiny-dino', 'judge', 'tiny-vgg', 'tiny-adain', 'sd15', 'sdxl')
     >>> entry("sd15").license
     'CreativeML Open RAIL-M'
 """
@@ -48,6 +48,8 @@ ENTRIES = {
     "tiny-clip": Entry("a CLIP of the tiny world, for open_clip", "Apache-2.0", _train("clip")),
     "tiny-dino": Entry("a self-supervised vision transformer of the tiny world", "Apache-2.0", _train("dino")),
     "judge": Entry("a classifier of object, style, place and palette", "Apache-2.0", _train("judge")),
+    "tiny-vgg": Entry("a slim VGG-19 up to relu4_1, for style transfer", "Apache-2.0", _train("vgg")),
+    "tiny-adain": Entry("the decoder of AdaIN for the slim VGG", "Apache-2.0", _train("adain")),
     "sd15": Entry(
         "Stable Diffusion 1.5: 512 x 512 pixels", "CreativeML Open RAIL-M", guidance=7.5,
         repository="stable-diffusion-v1-5/stable-diffusion-v1-5", revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",

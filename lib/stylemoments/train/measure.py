@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .. import diffusion, embed, judge, zoo
 from ..metrics import hue_distance
 from ..world import HELD_OUT, OBJECTS, PLAIN, STYLES, Sample, World, prompt
-from . import dino
+from . import dino, measure_transfer
 from . import judge as judging
 from .pictures import Pictures, render
 
@@ -166,7 +166,8 @@ def write(name: str, rows: dict[str, str]) -> None:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("tiny-sd", "tiny-clip", "tiny-dino", "judge"), help="one card, not all")
+    shipped = [name for name in zoo.names() if zoo.entry(name).command]
+    parser.add_argument("--only", choices=shipped, help="one card, not all")
     parser.add_argument("-n", type=int, default=500, help="drawn pictures per figure of tiny-sd")
     parser.add_argument("--rendered", type=Path, default=Path("runs/pictures"), help="folder of rendered pictures")
     options = parser.parse_args()
@@ -180,6 +181,8 @@ def main() -> None:
         "tiny-clip": lambda: retrieval(embed.clip("tiny"), 2000),
         "tiny-dino": lambda: of_dino(render(8000, options.rendered)),
         "tiny-sd": tiny_sd,
+        "tiny-vgg": lambda: measure_transfer.of_vgg(400),
+        "tiny-adain": lambda: measure_transfer.of_adain(8),
     }
     for name, measure in measures.items():
         if options.only in (None, name):

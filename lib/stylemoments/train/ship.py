@@ -48,6 +48,8 @@ def ship(runs: Path, weights: Path) -> list[str]:
         ("tiny-clip", "clip/open_clip_model.safetensors", "clip/open_clip_config.json"),
         ("tiny-dino", "dino/model.safetensors", "dino/config.json"),
         ("judge", "judge/model.safetensors", None),
+        ("tiny-vgg", "vgg/model.safetensors", "vgg/figures.json"),
+        ("tiny-adain", "adain/decoder.safetensors", None),
     ]:
         if finished((runs / model).parent):
             folder = _emptied(weights / name)
