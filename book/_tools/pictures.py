@@ -8,7 +8,8 @@ import torch
 from skimage import data
 from sklearn.datasets import load_sample_image
 
-from stylemoments import diffusion, norms, show
+from stylemoments import adain, diffusion, files, gallery, norms, show
+from stylemoments.train.measure_transfer import pairs
 from stylemoments.world import STYLES, prompt
 
 OUT = Path(__file__).parents[1] / "_static/pictures"
@@ -45,6 +46,22 @@ def tiny_samples() -> matplotlib.figure.Figure:
     return show.grid(images, columns=9, titles=titles, size=1.05)
 
 
+def adain_pairs() -> matplotlib.figure.Figure:
+    """Eight photographs in the style of paintings, neither seen in training, drawn by a seed."""
+    model, images = adain.load(), []
+    for photograph, painting in pairs(8):
+        content, style = square(photograph), square(painting)
+        images += [content[0], style[0], adain.stylize(model, content, style)[0]]
+    return show.grid(images, columns=6, titles=["photograph", "painting", "result"] * 2 + [""] * 18, size=2.4)
+
+
+def square(name: str, side: int = 512) -> torch.Tensor:
+    """The middle of a picture of the gallery, (1, 3, side, side)."""
+    picture = files.resize(gallery.load(name), side)
+    top, left = ((length - side) // 2 for length in picture.shape[2:])
+    return picture[:, :, top : top + side, left : left + side]
+
+
 def save(figure: matplotlib.figure.Figure, name: str) -> None:
     """Write a figure as webp."""
     figure.savefig(OUT / name, dpi=130, pil_kwargs={"quality": 88})
@@ -57,3 +74,4 @@ if __name__ == "__main__":
     OUT.mkdir(parents=True, exist_ok=True)
     save(adain_pixels(), "adain-pixels.webp")
     save(tiny_samples(), "tiny-samples.webp")
+    save(adain_pairs(), "adain-pairs.webp")
