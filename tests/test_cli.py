@@ -3,12 +3,15 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from stylemoments import cli, diffusion, zoo
+from stylemoments import adain, cli, diffusion, files, zoo
+from stylemoments.vgg import VGGFeatures
 
 CAT = "a cat in papercut art style"
 
@@ -30,7 +33,8 @@ def test_doctor_is_green(run):
     assert result.exit_code == 0, result.output
     assert [line.split(":")[0] for line in lines] == [
         "pass  versions", "pass  device", "pass  size", "pass  weights tiny-sd", "pass  weights tiny-clip",
-        "pass  weights tiny-dino", "pass  weights judge", "pass  a picture",
+        "pass  weights tiny-dino", "pass  weights judge", "pass  weights tiny-vgg", "pass  weights tiny-adain",
+        "pass  a picture",
     ]  # fmt: skip
     assert re.search(r"torch \d.*diffusers \d", lines[0])
     assert "16 x 16 pixels" in lines[-1]
@@ -142,3 +146,84 @@ def test_help_loads_nothing_heavy():
     assert "doctor" in shown and "sample" in shown
     assert shown.endswith("."), shown
     assert shown.splitlines()[-1] == ".", "import heavy packages inside the commands only"
+
+
+# ------------------------------------------------------------------------------------- stylize
+
+
+@pytest.fixture
+def paint(tmp_path, monkeypatch):
+    """Runs `stylize` in a folder with a photograph, two styles and a mask, on a decoder with random weights."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = adain.StyleTransfer(VGGFeatures(weights="random")).eval()
+    monkeypatch.setattr(adain, "load", lambda: model)
+    generator = torch.Generator().manual_seed(0)
+    for name, size in {"photo": (37, 53), "red": (24, 32), "blue": (40, 32)}.items():
+        files.write(f"{name}.png", torch.rand(3, *size, generator=generator))
+    Image.new("L", (53, 37), 255).save("all.png")
+    return lambda *words: CliRunner().invoke(cli.app, ["stylize", *(str(word) for word in words)])
+
+
+def test_stylize_writes_a_picture_of_the_same_size(paint, tmp_path):
+    result = paint("photo.png", "red.png", "-o", "out.png")
+    assert result.exit_code == 0, result.output
+    assert Image.open("out.png").size == (53, 37)
+    assert result.stdout.strip().endswith("out.png")
+    made = files.read("out.png")
+    wanted = adain.stylize(adain.load(), files.read("photo.png"), files.read("red.png", size=512))
+    torch.testing.assert_close(made, wanted, atol=1 / 255, rtol=0)
+
+
+def test_stylize_takes_every_option(paint):
+    several = ("red.png", "blue.png", "--weights", "0.7, 0.3", "--alpha", 0.5, "--size", 32, "--keep-colour", "coral")
+    assert paint("photo.png", *several, "-o", "a.jpg").exit_code == 0
+    assert min(Image.open("a.jpg").size) == 32
+    masks = ("red.png", "blue.png", "--mask", "all.png", "--mask", "all.png", "--keep-color", "luminance", "--tile", 64)
+    assert paint("photo.png", *masks, "-o", "b.webp").exit_code == 0
+    gray = files.read("photo.png")
+    assert Image.open("b.webp").size == tuple(reversed(gray.shape[2:]))
+
+
+def test_stylize_never_overwrites(paint):
+    assert paint("photo.png", "red.png", "-o", "out.png").exit_code == 0
+    before = Path("out.png").read_bytes()
+    result = paint("photo.png", "blue.png", "-o", "out.png")
+    assert result.exit_code == 1 and "out.png exists" in result.stderr
+    assert Path("out.png").read_bytes() == before
+    assert paint("photo.png", "blue.png", "-o", "out.png", "--force").exit_code == 0
+    assert Path("out.png").read_bytes() != before
+
+
+def test_stylize_styles_frames(paint):
+    frames = torch.rand(3, 3, 24, 32, generator=torch.Generator().manual_seed(1))
+    files.write_frames("clip.webp", frames, fps=10)
+    result = paint("clip.webp", "red.png", "--video", "-o", "styled.mp4")
+    assert result.exit_code == 0, result.output
+    clip = files.read_frames("styled.mp4")
+    assert clip.fps == 10 and len(list(clip)) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("missing.png", "red.png", "-o", "x.png"), "there is no file missing.png"),
+        (("photo.png", "red.png", "-o", "no/folder/x.png"), "folder .* does not exist"),
+        (("photo.png", "red.png", "-o", "x.docx"), r"must end in .png"),
+        (("photo.png", "red.png", "blue.png", "--weights", "1;2", "-o", "x.png"), "numbers with commas.*'1;2'"),
+        (("photo.png", "red.png", "blue.png", "--weights", "1", "-o", "x.png"), "one weight per style"),
+        (("photo.png", "red.png", "blue.png", "--mask", "all.png", "-o", "x.png"), "one mask"),
+        (("photo.png", "red.png", "--tile", "12", "-o", "x.png"), "multiple of 8"),
+    ],
+)
+def test_stylize_says_what_is_wrong_and_writes_nothing(paint, words, said):
+    before = sorted(Path().iterdir())
+    result = paint(*words)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("error: ") and re.search(said, result.stderr), result.stderr
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("words", [("photo.png",), ("photo.png", "red.png"), ("photo.png", "red.png", "--alpha", "2")])
+def test_stylize_refuses_wrong_usage(paint, words):
+    assert paint(*words, *(["-o", "x.png"] if "--alpha" in words else [])).exit_code == 2

@@ -147,7 +147,64 @@ def test_lbfgs_needs_fewer_steps_than_adam_on_a_narrow_valley():
         *_, end = transfer._optimize(torch.full((1, 3, 6, 6), 0.5), measure, optimizer, rate, 60)
         return end.losses["total"]
 
-    assert last("lbfgs", 1.0) < 0.1 * min(last("adam", rate) for rate in (0.003, 0.01, 0.04, 0.1))
+    assert last("lbfgs", 0.1) < 0.1 * min(last("adam", rate) for rate in (0.003, 0.01, 0.04, 0.1))
+
+
+class TestLBFGS:
+    """Against the textbook's recursion with whole matrices, and its guards."""
+
+    def run(self, steps, rate=100.0):
+        generator = torch.Generator().manual_seed(0)
+        root = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+        hessian, x = root @ root.T + torch.eye(5), torch.ones(5, dtype=torch.float64, requires_grad=True)
+        optimizer, path = transfer.LBFGS(x, rate), []
+        for _ in range(steps):
+            x.grad = hessian @ x.detach()
+            path.append((x.detach().clone(), x.grad.clone()))
+            optimizer.step()
+        return path, x.detach(), optimizer
+
+    def test_the_two_loops_are_the_bfgs_update_of_the_inverse_hessian(self):
+        path, end, _ = self.run(5)
+        pairs = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(path, path[1:], strict=False)]
+        s, y = pairs[-1]
+        inverse = torch.eye(5, dtype=torch.float64) * (s @ y) / (y @ y)
+        for s, y in pairs:
+            side = torch.eye(5, dtype=torch.float64) - torch.outer(s, y) / (s @ y)
+            inverse = side @ inverse @ side.T + torch.outer(s, s) / (s @ y)
+        assert_close(end - path[-1][0], -inverse @ path[-1][1], rtol=1e-9, atol=1e-12)
+
+    def test_no_step_is_longer_than_the_rate(self):
+        path, *_ = self.run(8, rate=0.05)
+        sizes = [(b[0] - a[0]).square().mean().sqrt().item() for a, b in zip(path, path[1:], strict=False)]
+        assert sizes[0] == pytest.approx(0.005), "a tenth, while the curvature is unknown"
+        assert max(sizes) <= 0.05 * (1 + 1e-9)
+
+    def test_remembers_the_last_pairs_only(self):
+        assert len(self.run(transfer.HISTORY + 5)[2].pairs) <= transfer.HISTORY
+
+    def test_a_hill_teaches_it_nothing(self):
+        x = torch.ones(4, requires_grad=True)
+        optimizer = transfer.LBFGS(x, 0.1)
+        for _ in range(3):
+            x.grad = -x.detach()  # curved downwards
+            optimizer.step()
+        assert not optimizer.pairs
+
+    def test_stays_where_the_gradient_is_zero(self):
+        x = torch.ones(4, requires_grad=True)
+        optimizer = transfer.LBFGS(x, 0.1)
+        for _ in range(2):
+            x.grad = torch.zeros(4)
+            optimizer.step()
+        assert torch.equal(x.detach(), torch.ones(4))
+
+    def test_does_not_fly_off(self):
+        """Full steps without a limit once raised this loss a hundredfold; ours never rises far."""
+        for start in transfer.STARTS:
+            path = stylize_by_optimization(image(), striped(), vgg="random", style_weight=100.0, start=start, steps=15)
+            totals = [step.losses["total"] for step in path]
+            assert max(totals) < 1.5 * totals[0], start
 
 
 def test_adam_is_torchs_adam_on_the_loss_written_out(vgg, stylize):
@@ -269,9 +326,11 @@ class TestColor:
         assert stylize(content, style, color="luminance", steps=1)[0].losses == pytest.approx(by_hand, rel=1e-3)
 
 
-def test_weights_by_name_make_the_vgg_that_is_needed(vgg):
-    by_name = [*stylize_by_optimization(image(), striped(), vgg="random", steps=2)][-1]
-    given = [*stylize_by_optimization(image(), striped(), vgg=vgg, steps=2)][-1]
+def test_weights_by_name_make_the_vgg_that_is_needed_with_average_pooling():
+    average = VGGFeatures(STYLE_LAYERS, weights="random", pooling="average")
+    by_name, given = (
+        [*stylize_by_optimization(image(), striped(), vgg=vgg, steps=2)][-1] for vgg in ("random", average)
+    )
     assert torch.equal(by_name.image, given.image)
 
 

@@ -1,4 +1,4 @@
-"""The command ``stylemoments``: see whether everything works, and make pictures.
+"""The command ``stylemoments``: see whether everything works, make pictures, and give them a style.
 
 Heavy packages are imported inside the commands, so that ``stylemoments --help`` answers at once.
 """
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ import typer
 
 INSTALL = "run python -m pip install -r requirements.txt -e . in the folder of the book; on Colab, its first cell again"
 BATCH = 8  # pictures at a time, to bound the memory
+LARGE, TILE = 4_000_000, 512  # a photograph of more pixels is stylized in squares of this size
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -221,3 +223,93 @@ def _save(path: Path, image, facts: dict) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     Image.fromarray(image).save(part, format="PNG", pnginfo=info)
     os.replace(part, path)
+
+
+# ---------------------------------------------------------------------------------------- stylize
+
+
+class KeepColor(StrEnum):
+    """Ways to keep the colors of the photograph."""
+
+    CORAL = "coral"
+    LUMINANCE = "luminance"
+
+
+@app.command()
+def stylize(
+    photo: Annotated[Path, typer.Argument(help="a photograph; with --video a video, an animation or a folder")],
+    styles: Annotated[list[Path], typer.Argument(metavar="STYLE...", help="one or more pictures to take the style of")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the picture to write; its suffix chooses the format")],
+    alpha: Annotated[float, typer.Option(min=0, max=1, help="how much style, 0 to 1")] = 1.0,
+    weights: Annotated[str | None, typer.Option(help="of several styles: numbers with commas, such as 0.7,0.3")] = None,
+    mask: Annotated[list[Path] | None, typer.Option(help="where a style goes, white on black; one per style")] = None,
+    keep_color: Annotated[
+        KeepColor | None, typer.Option("--keep-color", "--keep-colour", help="keep the photograph's colors")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=16, help="short side of the result (default: that of PHOTO)")] = None,
+    style_size: Annotated[int, typer.Option(min=16, help="short side of the styles: larger makes finer strokes")] = 512,
+    tile: Annotated[int | None, typer.Option(help="compute in squares of this size, to bound the memory")] = None,
+    video: Annotated[bool, typer.Option("--video", help="PHOTO has frames: style them all")] = False,
+    smoothing: Annotated[float, typer.Option(min=0, max=0.99, help="of frames: more flickers less, 0 is none")] = 0.8,
+    force: Annotated[bool, typer.Option("--force", help="replace OUT if it exists")] = False,
+) -> None:
+    """Give a photograph, or every frame of a video, the style of one or more pictures."""
+    with _kind_errors():
+        from . import adain, files
+
+        files.check_target(out, force=force)
+        options = {
+            "alpha": alpha,
+            "weights": None if weights is None else _numbers(weights),
+            "masks": [files.read_mask(path) for path in mask] if mask else None,
+            "color": keep_color.value if keep_color else "style",
+        }
+        pictures = [files.read(path, size=style_size) for path in styles]
+        model = adain.load()
+        if video:
+            _stylize_video(model, photo, pictures, out, options | {"smoothing": smoothing}, size, force)
+        else:
+            content = files.read(photo, size=size)
+            if tile is None and content[0, 0].numel() > LARGE:
+                tile = TILE
+            with _bar("stylizing", "tile") as tick:
+                result = adain.stylize(model, content, pictures, tile=tile, progress=tick, **options)
+            files.write(out, result, force=force)
+        typer.echo(out)
+
+
+def _stylize_video(model, source: Path, styles: list, out: Path, options: dict, size: int | None, force: bool) -> None:
+    from tqdm import tqdm
+
+    from . import files
+    from .video import stylize_frames
+
+    clip = files.read_frames(source, size=size)
+    frames = stylize_frames(model, clip, styles, **options)
+    files.write_frames(out, tqdm(frames, total=clip.count, desc="stylizing", unit="frame"), fps=clip.fps, force=force)
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers with commas between them.
+
+    >>> _numbers("0.7, 0.3")
+    [0.7, 0.3]
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--weights takes numbers with commas between them, such as 0.7,0.3; got {text!r}") from None
+
+
+@contextmanager
+def _bar(what: str, unit: str):
+    """A progress bar as a function of (done, total)."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=unit) as bar:
+
+        def tick(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield tick

@@ -148,7 +148,7 @@ def whole(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         'done'
     """
     path = Path(path)
-    _check_target(path, force)
+    check_target(path, force=force)
     part = path.with_name(f".{path.stem}-{uuid4().hex[:8]}{path.suffix}")
     try:
         yield part
@@ -161,7 +161,9 @@ def whole(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _check_target(path: Path, force: bool) -> None:
+def check_target(path: str | Path, *, force: bool = False) -> None:
+    """Raise what :func:`whole` would raise, before any work is done for the file; see there."""
+    path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist; create it first")
     if path.is_dir() and any(path.iterdir()):

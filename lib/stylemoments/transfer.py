@@ -15,12 +15,14 @@ Both make the same objective small, content + style + total variation, each time
   averaged over the layers. So the same weights serve the small VGG and VGG-19, and Grams however they are divided.
 - The optimized image is put back into [0, 1] after each update, where the papers clip at the end: what you see is what
   was measured.
+- The VGG pools by averages where you give its name. Gatys et al. recommend it for synthesis; Johnson takes maxima.
 - Upsampling is nearest neighbors, then a convolution. Johnson's transposed convolutions reach some pixels more often
   than others and draw checkerboards: Odena, Dumoulin & Olah, *Deconvolution and Checkerboard Artifacts*, Distill 2016.
 - The network ends in a sigmoid, as Dumoulin's, where Johnson's ends in a scaled tanh.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,11 +36,11 @@ from .color import coral, keep_luminance, luminance
 from .vgg import STYLE_LAYERS, VGGFeatures
 
 CONTENT_LAYERS = ("relu3_1",)  # Gatys: relu4_2 of VGG-19, which the small VGG lacks
-RATES = {
-    "lbfgs": 1.0,  # the full quasi-Newton step, torch's default
+RATES = {  # about how far a pixel may move in a step
+    "lbfgs": 0.1,  # ours: without a limit, one run in nine flew off; with 0.02, most are slower
     "adam": 0.04,  # neural-style's 10, for pixels up to 256
 }
-HISTORY = 20  # pairs that L-BFGS remembers; 100, torch's default, is no better and takes five times the memory
+HISTORY = 20  # updates that L-BFGS remembers; 100, torch's default, is no better and takes five times the memory
 
 #: What a style is summarized by, and the loss that compares the summaries.
 STYLES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
@@ -77,8 +79,10 @@ class _Objective:
         self.summarize, self.compare = STYLES[style_loss]
         self.content_layers, self.style_layers = tuple(content_layers), tuple(style_layers)
         needed = sorted({*content_layers, *style_layers})
-        self.vgg = VGGFeatures(needed, weights=vgg).to(device) if isinstance(vgg, str) else vgg
-        if missing := [layer for layer in needed if layer not in self.vgg.layers]:
+        if isinstance(vgg, str):
+            vgg = VGGFeatures(needed, weights=vgg, pooling="average").to(device)
+        self.vgg = vgg
+        if missing := [layer for layer in needed if layer not in vgg.layers]:
             raise ValueError(
                 f"the VGG must return the content and style layers; it lacks {', '.join(missing)}. "
                 f"Make it with VGGFeatures({needed}, …)"
@@ -141,19 +145,19 @@ def stylize_by_optimization(
     """Optimize the pixels of an image until it shows the content in the style: Gatys' method, step by step.
 
     One step is one pass forward and back through the VGG and one update, with either optimizer, so that curves over
-    steps compare work. For that L-BFGS runs with ``max_iter=1`` and without a line search; torch's default is up to 20
-    updates and 25 passes per call. It keeps its memory of curvature from step to step.
+    steps compare work. (One step of ``torch.optim.LBFGS`` is up to 20 updates and 25 passes.) See :class:`LBFGS`.
 
     Args:
         content: ``(1, 3, H, W)``, sides of at least 16 pixels.
         style: ``(1, 3, h, w)`` of any size, or several. Strokes come out as large, in pixels, as they are here.
-        vgg: the name of weights of :class:`VGGFeatures`, or one that returns the layers below.
+        vgg: the name of weights of :class:`VGGFeatures`, then with average pooling; or one that returns the layers
+            below.
         content_layers, style_layers: of the VGG. Gatys: relu4_2; relu1_1, 2_1, 3_1, 4_1 and 5_1 of ``"vgg19"``.
         style_loss: ``"gram"`` as Gatys, or ``"moments"`` as AdaIN.
         content_weight, style_weight, variation_weight: of the parts. What counts is their ratio.
         style_weights: one number of 0 or more for each style, divided by their sum; None weighs them alike.
         optimizer: ``"lbfgs"`` as Gatys, or ``"adam"``.
-        rate: of the optimizer; None takes that of ``RATES``.
+        rate: of Adam, or the largest step of L-BFGS; None takes that of ``RATES``.
         steps: how many updates.
         start: from the ``"content"``, from ``"noise"`` (uniform), or from the (first) ``"style"``, resized.
         color: ``"style"`` lets the style bring its colors; ``"coral"`` and ``"luminance"`` keep those of the content,
@@ -198,21 +202,74 @@ def _optimize(
 ) -> Iterator[Step]:
     """Gradient steps on an image, kept in [0, 1]; ``measure`` returns the losses, "total" among them."""
     image = image.detach().clone().requires_grad_()
-    if optimizer == "adam":
-        updates = torch.optim.Adam([image], lr=rate)
-    else:
-        updates = torch.optim.LBFGS(
-            [image], lr=rate, max_iter=1, history_size=HISTORY, tolerance_grad=0, tolerance_change=0
-        )
+    update = LBFGS(image, rate) if optimizer == "lbfgs" else torch.optim.Adam([image], lr=rate)
     for step in range(steps + 1):
         parts = measure(image)
         yield Step(step, image.detach().clone(), _numbers(parts, step))
         if step < steps:
-            # In units of the number of pixels: L-BFGS drops what it learns where gradients are very small.
+            # Times the number of pixels: those of a mean are small enough to drown in Adam's epsilon.
             (image.grad,) = torch.autograd.grad(parts["total"] * image.numel(), image)
-            updates.step(lambda loss=parts["total"]: loss)  # max_iter=1 asks for one loss, at the current image
+            update.step()
             with torch.no_grad():
                 image.clamp_(0, 1)
+
+
+class LBFGS:
+    r"""Limited-memory BFGS (Liu & Nocedal, Mathematical Programming 45, 1989): a Newton step without the Hessian.
+
+    Two points and their gradients tell the curvature between them. From the last 20 such pairs, :math:`s` of moves and
+    :math:`y` of changes of the gradient, the two loops below build the product of an approximate inverse Hessian with
+    the gradient.
+
+    What differs from ``torch.optim.LBFGS``: one gradient per step and no line search. Instead a step is shortened
+    where its root mean square over the pixels exceeds ``rate``. And :math:`s` is the move that was made, not the one
+    that was meant: others may put the image back into its bounds in between.
+
+    Args:
+        x: the leaf tensor to optimize; set ``x.grad`` before each step.
+        rate: the longest step, a root mean square; a tenth of it while no curvature is known.
+
+    Example:
+        >>> x = torch.tensor([4.0, 1.0], requires_grad=True)
+        >>> optimizer = LBFGS(x, rate=10.0)
+        >>> for _ in range(12):
+        ...     x.grad = torch.autograd.grad((torch.tensor([1.0, 50.0]) * x**2).sum(), x)[0]
+        ...     optimizer.step()
+        >>> x.abs().max().item() < 0.01
+        True
+    """
+
+    def __init__(self, x: Tensor, rate: float):
+        self.x, self.rate = x, rate
+        self.pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=HISTORY)
+        self.before: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move ``x`` by what its gradient and the memory say."""
+        here = self.x.flatten().clone(), self.x.grad.flatten().clone()
+        if self.before:
+            s, y = (now - then for now, then in zip(here, self.before, strict=True))
+            if s @ y > 1e-6 * s.norm() * y.norm():  # curved upwards, or there is no minimum to head for
+                self.pairs.append((s, y))
+        self.before = here
+        move = self._direction(here[1])
+        longest = self.rate if self.pairs else self.rate / 10
+        size = move.square().mean().sqrt()
+        self.x += (move * (longest / size.clamp_min(longest))).view_as(self.x)
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        """Minus the approximate inverse Hessian times the gradient."""
+        move, shares = -gradient, []
+        for s, y in reversed(self.pairs):
+            shares.append(s @ move / (s @ y))
+            move = move - shares[-1] * y
+        if self.pairs:
+            s, y = self.pairs[-1]
+            move = move * (s @ y) / (y @ y)
+        for (s, y), share in zip(self.pairs, reversed(shares), strict=True):
+            move = move + (share - y @ move / (s @ y)) * s
+        return move
 
 
 def _recolored(content: Tensor, styles: list[Tensor], color: str) -> tuple[Tensor, list[Tensor]]:
