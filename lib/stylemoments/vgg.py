@@ -36,7 +36,6 @@ STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 DEEPEST_TINY = "relu4_1"
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB, as torchvision's weights want it
-VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # torchvision's; the name holds the sha256
 ADAIN_FILE = "vgg_normalised.pth"
 ADAIN_PAGE = "https://github.com/naoto0804/pytorch-AdaIN/releases"  # the Torch original's weights, converted
 
@@ -204,14 +203,18 @@ def _load_tiny(self: VGGFeatures) -> None:
 
 
 def _load_vgg19(self: VGGFeatures) -> None:
+    from . import _torchvision  # noqa: F401 - before torchvision
+    from torchvision.models import VGG19_Weights  # isort: skip
+
     _standardize(self)
-    target = Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG19_URL).name
+    url = VGG19_Weights.IMAGENET1K_V1.url  # the name of the file holds its sha256, which is checked
+    target = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     try:
-        state = torch.hub.load_state_dict_from_url(VGG19_URL, check_hash=True, weights_only=True)
+        state = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
     except (URLError, OSError) as error:
         raise zoo.WeightsError(
             f"the weights vgg19 are not on this machine and could not be fetched ({error}). "
-            f'Bring the file {VGG19_URL} to {target}, or take weights="tiny", which need no network'
+            f'Bring the file {url} to {target}, or take weights="tiny", which need no network'
         ) from error
     _fill(self.network, _by_position(state, "features."))
 
