@@ -132,7 +132,7 @@ def stylize_by_optimization(
     style_layers: Sequence[str] = STYLE_LAYERS,
     style_loss: str = "gram",
     content_weight: float = 1.0,
-    style_weight: float = 10.0,
+    style_weight: float = 30.0,
     variation_weight: float = 0.0,
     style_weights: Sequence[float] | None = None,
     optimizer: str = "lbfgs",
@@ -593,7 +593,8 @@ def _batches(
             photograph = photographs[draw(len(photographs))][0]  # 3 H W
             top, left = (draw(side - crop + 1) for side in photograph.shape[1:])
             crops.append(photograph[:, top : top + crop, left : left + crop])
-        yield torch.stack(crops), torch.randint(styles, (batch,), generator=generator)
+        drawn = torch.randint(styles, (batch,), generator=generator)
+        yield torch.stack(crops).contiguous(memory_format=torch.channels_last), drawn  # a third faster on a CPU
 
 
 # ---------------------------------------------------------------------------------------- checks
