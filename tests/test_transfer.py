@@ -540,10 +540,10 @@ class TestTraining:
         assert not torch.equal(first, other)
 
     def test_leaves_the_network_in_eval_mode(self, train):
-        model = net("batch")
+        model = net("batch").eval()
         train(model, image(2, 3, 32, 32), striped(), steps=2)
         assert not model.training
-        assert model.layers[0].norm.num_batches_tracked == 2
+        assert model.layers[0].norm.num_batches_tracked == 2, "but trains in training mode"
 
     def test_photographs_may_have_any_sizes(self, train):
         photographs = [image(1, 3, 16, 40), image(1, 3, 33, 17, seed=1)]
@@ -554,6 +554,11 @@ class TestTraining:
         batches = transfer._batches([ramp], styles=1, batch=4, crop=16, steps=30, seed=0)
         corners = torch.cat([crops[:, 0, 0, 0] for crops, _ in batches])
         assert corners.unique().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+    def test_every_photograph_is_used(self):
+        plain = [torch.full((1, 3, 16, 16), float(i)) for i in range(3)]
+        batches = transfer._batches(plain, styles=1, batch=4, crop=16, steps=10, seed=0)
+        assert torch.cat([crops for crops, _ in batches]).unique().tolist() == [0.0, 1.0, 2.0]
 
 
 class TestTrainingOneStyle:

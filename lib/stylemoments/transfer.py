@@ -443,8 +443,9 @@ class TransferNet(nn.Module):
         """Grow every conditional norm by one row; the other rows keep their values bit for bit.
 
         The new row is the mean of the others: the network then draws a blend of its styles from the start, where the
-        scale 1 and shift 0 of a fresh norm mean nothing to trained convolutions. Train it with
-        ``train_feed_forward(..., only_style=index)``. An optimizer made before does not know the grown parameters.
+        scale 1 and shift 0 of a fresh norm mean nothing to trained convolutions. (That start is a little better; after
+        some thirty steps of training the two are alike.) Train it with ``train_feed_forward(..., only_style=index)``.
+        An optimizer made before does not know the grown parameters.
 
         Returns:
             the index of the new style.
