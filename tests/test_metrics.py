@@ -6,7 +6,15 @@ import torch
 from scipy import stats
 from scipy.spatial import distance
 
-from stylemoments.metrics import hue_distance, mean_interval, set_consistency, text_alignment
+from stylemoments.metrics import (
+    diversity,
+    hue_distance,
+    mean_interval,
+    paired_bootstrap,
+    set_consistency,
+    subject_fidelity,
+    text_alignment,
+)
 
 
 def test_by_hand():
@@ -37,6 +45,58 @@ def test_wrong_input_gets_a_clear_error(values, level, says):
         mean_interval(values, level=level)
 
 
+# ------------------------------------------------------------------------------------- the bootstrap
+
+
+def test_equal_differences_leave_no_doubt():
+    """Whatever is drawn again, every pair differs by 2."""
+    assert paired_bootstrap([3, 4, 5], [1, 2, 3]) == (2, 2, 2, 3)
+
+
+def test_two_pairs_by_hand():
+    """Differences 0 and 1: the mean of two draws is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4."""
+    assert paired_bootstrap([1, 5], [1, 4]) == (0.5, 0, 1, 2)
+    assert paired_bootstrap([1, 5], [1, 4], level=0.4) == (0.5, 0.5, 0.5, 2), "from 30 % to 70 % all are 1/2"
+
+
+def test_the_bootstrap_against_scipy():
+    a, b = np.random.default_rng(0).exponential(size=(2, 30))
+    ours = paired_bootstrap(a, b, level=0.9, resamples=20_000)
+    theirs = stats.bootstrap(
+        (a, b), lambda a, b, axis: (a - b).mean(axis), paired=True, vectorized=True, method="percentile",
+        confidence_level=0.9, n_resamples=20_000, random_state=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    np.testing.assert_allclose((ours.low, ours.high), theirs, atol=0.01)
+    assert ours.mean == pytest.approx(np.mean(a - b))
+
+
+def test_the_bootstrap_has_a_seed_and_takes_differences():
+    a, b = np.random.default_rng(4).normal(size=(2, 25))
+    assert paired_bootstrap(a, b) == paired_bootstrap(a, b) == paired_bootstrap(a - b)
+    assert paired_bootstrap(a, b) != paired_bootstrap(a, b, seed=1)
+
+
+def test_the_bootstrap_of_many_pairs_is_students_interval():
+    values = np.random.default_rng(5).normal(size=2000)
+    np.testing.assert_allclose(paired_bootstrap(values)[:3], mean_interval(values)[:3], atol=0.002)
+
+
+@pytest.mark.parametrize(
+    "measure, says",
+    [
+        (lambda: paired_bootstrap([1, 2], [1, 2, 3]), r"equally long lists.*got \(2,\) and \(3,\)"),
+        (lambda: paired_bootstrap([1.0]), "two numbers or more"),
+        (lambda: paired_bootstrap([[1, 2], [3, 4]]), "equally long lists"),
+        (lambda: paired_bootstrap([1, 2], [1, np.inf]), "finite"),
+        (lambda: paired_bootstrap([1, 2], level=95), "between 0 and 1.*95"),
+        (lambda: paired_bootstrap([1, 2], resamples=0), "1 or more.*0"),
+    ],
+)
+def test_wrong_pairs_get_a_clear_error(measure, says):
+    with pytest.raises(ValueError, match=says):
+        measure()
+
+
 # ------------------------------------------------------------------------------------- features
 
 
@@ -65,6 +125,36 @@ def test_set_consistency_against_all_pairs():
     assert set_consistency(features) == pytest.approx(np.mean(pairs))
 
 
+def test_subject_fidelity_by_hand():
+    """Against (1, 0) and (0, 1) the first has cosines 1 and 0, the second 3/5 and 4/5; lengths do not matter."""
+    assert subject_fidelity([[2, 0], [3, 4]], [[1, 0], [0, 5]]) == pytest.approx((1 + 0 + 0.6 + 0.8) / 4)
+
+
+def test_subject_fidelity_against_all_pairs():
+    generated, real = np.random.default_rng(6).normal(size=(2, 7, 5))
+    expected = 1 - distance.cdist(generated, real[:3], "cosine").mean()
+    assert subject_fidelity(generated, real[:3]) == pytest.approx(expected)
+
+
+def test_fidelity_of_the_real_pictures_has_self_pairs_and_the_ceiling_has_none():
+    """Two at a right angle: with themselves they score 1/2, with each other 0. So a copy lies above the ceiling."""
+    real = [[1, 0], [0, 1]]
+    assert subject_fidelity(real, real) == pytest.approx(0.5)
+    assert set_consistency(real) == pytest.approx(0)
+
+
+def test_diversity_by_hand():
+    """Corners of a triangle with sides 3, 4, 5: (9 + 16 + 25) / 3. One picture repeated: 0."""
+    assert diversity([[0, 0], [3, 0], [0, 4]]) == pytest.approx(50 / 3)
+    assert diversity([[1, 2], [1, 2], [1, 2]]) == 0
+
+
+@pytest.mark.parametrize("mean", [0, 1e4])
+def test_diversity_against_all_pairs(mean):
+    features = np.random.default_rng(7).normal(size=(6, 5)) + mean
+    assert diversity(features) == pytest.approx(distance.pdist(features, "sqeuclidean").mean())
+
+
 def test_text_alignment_by_hand():
     """The cosines are 1, 0 and 3/5; a longer vector changes nothing."""
     assert text_alignment([[2, 0], [0, 1], [1, 0]], [[1, 0], [1, 0], [3, 4]]) == pytest.approx(1.6 / 3)
@@ -85,6 +175,11 @@ def test_text_alignment_against_torch():
         (lambda: set_consistency([1, 0]), r"\(N, D\); got \(2,\)"),
         (lambda: set_consistency([[1, 0], [0, 0]]), "all zero"),
         (lambda: set_consistency([[1, 0], [np.inf, 0]]), "finite"),
+        (lambda: subject_fidelity([[1, 0]], [[1, 0, 0]]), r"same features: got \(1, 2\) and \(1, 3\)"),
+        (lambda: subject_fidelity(np.ones((0, 2)), [[1, 0]]), r"\(0, 2\)"),
+        (lambda: diversity([[1, 0]]), r"two pictures or more; got shape \(1, 2\)"),
+        (lambda: diversity([1, 0]), r"\(N, D\)"),
+        (lambda: diversity([[1, 0], [np.nan, 0]]), "finite"),
         (lambda: text_alignment([[1, 0]], [[1, 0], [0, 1]]), r"its text: got .*\(1, 2\) and \(2, 2\)"),
         (lambda: text_alignment(np.ones((0, 2)), np.ones((0, 2))), "its text"),
     ],
