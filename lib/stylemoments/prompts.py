@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .world import HELD_OUT, OBJECTS, PLAIN, STYLES
+from .world import HELD_OUT, OBJECTS, PLACES, PLAIN, STYLES
 from .world import prompt as world_prompt
+from .world.prompts import article
 
 DATA = Path(__file__).parent / "data"
 LIVE = ("cat", "dog")  # the classes of DreamBooth's live subjects
+CLASSES = "prompts_and_classes.txt"  # of DreamBooth's data set: which class each folder shows
+PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class StyleSet:
 
 @dataclass(frozen=True)
 class SubjectPrompt:
-    """One of DreamBooth's prompts, for live subjects or for objects."""
+    """One prompt for subjects that a token names."""
 
-    kind: str  # "live" or "object"
+    kind: str  # DreamBooth's are for "live" subjects or an "object"; the tiny world's ask for "place", "style", "plain"
     template: str  # with {token} and {class}
 
     def fill(self, token: str, noun: str) -> str:
@@ -44,6 +47,14 @@ class SubjectPrompt:
         'a sks backpack in the jungle'
         """
         return self.template.format(**{"token": token, "class": noun})
+
+    def without_token(self, noun: str) -> str:
+        """The prompt for any object of the class: text alignment (CLIP-T) is measured against this.
+
+        >>> tiny_subject_prompts()[0].fill("sks", "elephant"), tiny_subject_prompts()[0].without_token("elephant")
+        ('a sks elephant in the snow', 'an elephant in the snow')
+        """
+        return self.template.replace("a {token} {class}", article(noun)).replace("{token} {class}", noun)
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,13 @@ class DreamBoothSubject:
     def kind(self) -> str:
         """Which prompts it is tested with: ``"live"`` or ``"object"``."""
         return "live" if self.noun in LIVE else "object"
+
+
+@dataclass(frozen=True)
+class PhotographedSubject(DreamBoothSubject):
+    """A subject with its photographs."""
+
+    paths: tuple[Path, ...]  # in the order of their names
 
 
 def _rows(name: str) -> list[dict[str, str]]:
@@ -82,8 +100,72 @@ def dreambooth_prompts() -> tuple[SubjectPrompt, ...]:
 
 @cache
 def dreambooth_subjects() -> tuple[DreamBoothSubject, ...]:
-    """DreamBooth's 30 subjects; their photographs are not part of this package."""
+    """DreamBooth's 30 subjects; their photographs are not part of this package: see :func:`read_dreambooth_folder`."""
     return tuple(DreamBoothSubject(row["subject"], row["class"]) for row in _rows("dreambooth_subjects.csv"))
+
+
+def read_dreambooth_folder(root: str | Path) -> list[PhotographedSubject]:
+    """The subjects of DreamBooth's data set, or of your own in its layout, sorted by name.
+
+    The layout is that of github.com/google/dreambooth: a folder of photographs per subject, and beside them
+    ``prompts_and_classes.txt`` with a line ``subject,class`` each. Without that file the classes are those of the
+    paper's subjects.
+
+    Args:
+        root: a clone of that repository, its folder ``dataset``, or a folder like it.
+
+    Raises:
+        FileNotFoundError: no such folder, or no folder of photographs in it.
+        ValueError: a folder whose class is not known.
+
+    Example:
+        >>> subjects = read_dreambooth_folder("dreambooth")  # doctest: +SKIP
+        >>> subjects[0].name, subjects[0].noun, len(subjects[0].paths)  # doctest: +SKIP
+        ('backpack', 'backpack', 6)
+    """
+    root = Path(root)
+    root = root / "dataset" if (root / "dataset").is_dir() else root
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    found = {folder.name: paths for folder in folders if (paths := _photographs(folder))}
+    if not found:
+        raise FileNotFoundError(
+            f"a data set like DreamBooth's has a folder of photographs ({', '.join(PHOTOGRAPHS)}) per subject; {root} "
+            f"{'has none' if root.is_dir() else 'is not there'}. Clone github.com/google/dreambooth and pass its folder"
+        )
+    nouns = _classes(root / CLASSES)
+    unknown = [name for name in found if name not in nouns]
+    if unknown:
+        raise ValueError(
+            f"each subject needs its class, and {', '.join(unknown)} has none; add the line "
+            f"{unknown[0]},NOUN to {root / CLASSES}"
+        )
+    return [PhotographedSubject(name, nouns[name], paths) for name, paths in found.items()]
+
+
+def _photographs(folder: Path) -> tuple[Path, ...]:
+    return tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTOGRAPHS))
+
+
+def _classes(file: Path) -> dict[str, str]:
+    """Which class each subject has: the lines ``subject,class`` up to the heading "Prompts"."""
+    if not file.is_file():
+        return {subject.name: subject.noun for subject in dreambooth_subjects()}
+    lines = file.read_text("utf-8-sig").partition("\nPrompts")[0].splitlines()
+    pairs = (line.split(",", 1) for line in lines if "," in line)
+    return {name.strip(): noun.strip() for name, noun in pairs}
+
+
+@cache
+def tiny_subject_prompts() -> tuple[SubjectPrompt, ...]:
+    """What DreamBooth's prompts are in the words of the tiny world: its seven places, its eight styles, and plainly.
+
+    >>> [prompt.template for prompt in tiny_subject_prompts()[6:8]]
+    ['a {token} {class} under water', 'a {token} {class} in papercut art style']
+    """
+    subject = "{token} {class}"
+    places = [SubjectPrompt("place", world_prompt(subject, place=place)) for place in PLACES]
+    styles = [SubjectPrompt("style", world_prompt(subject, style=style)) for style in STYLES if style != PLAIN]
+    return (*places, *styles, SubjectPrompt("plain", world_prompt(subject)))
 
 
 @cache
