@@ -19,6 +19,7 @@ __all__ = [
     "cli",
     "color",
     "diffusion",
+    "dreambooth",
     "embed",
     "files",
     "gallery",
