@@ -28,19 +28,22 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 from . import diffusion, files
 from .world.prompts import article
 
 # isort: split
+import numpy as np
 import torch
 from accelerate import PartialState
 from diffusers import DDIMScheduler, DiffusionPipeline
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.training_utils import EMAModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -51,6 +54,7 @@ UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 CHECKPOINT = "checkpoint.pt"
 FACTS = "dreambooth.json"
+ROWS = "token_rows.safetensors"  # of text="token" beside LoRA, which has no place for them
 SUBJECT, CLASS = 0, 1  # numbers of the two prompts
 
 
@@ -65,9 +69,9 @@ class Settings:
         ValueError: a value outside its range; the message names it.
     """
 
-    steps: int = 150
+    steps: int = 80
     batch: int = 4  # pictures of the subject per step, and as many of the class; all processes together
-    rate: float = 1e-4  # learning rate of AdamW, constant
+    rate: float = 2e-4  # learning rate of AdamW, constant
     prior_weight: float = 1.0  # lambda, 0 or more; 0 leaves the pictures of the class away
     text: str = "frozen"  # the text encoder: "frozen"; "token", only the row of the subject's token; or "all"
     rank: int | None = None  # of LoRA; None trains all weights
@@ -77,11 +81,11 @@ class Settings:
     zoom: float = 1.1  # a fresh crop sees from 1 / zoom of the picture to all of it; 1 crops nothing but to a square
     accumulate: int = 1  # parts that a batch is computed in, one after the other: less memory, the same step
     checkpointing: bool = False  # compute activations twice instead of keeping them: less memory, about a third slower
-    precision: str = "fp32"  # of the computation: "fp32", "bf16" or "fp16"; what is trained stays float32
+    precision: str = "fp32"  # "fp32", "bf16" or "fp16"; a half-precision U-Net has its own; what is trained is float32
     average: float | None = None  # decay of a moving average of the weights, such as 0.99; None takes the last
     weight_decay: float = 0.01
     clip: float = 1.0  # largest norm of the gradient
-    seed: int = 0
+    seed: int = 0  # of every draw
 
     def __post_init__(self):
         rules = {
@@ -91,11 +95,16 @@ class Settings:
             "prior_weight is 0 or more": self.prior_weight >= 0,
             f"text is one of {', '.join(TEXT)}": self.text in TEXT,
             "rank is 1 or more, or None for all weights": self.rank is None or self.rank >= 1,
+            "alpha is above 0, or None for the rank": self.alpha is None or self.alpha > 0,
+            "targets are names, one or more": not isinstance(self.targets, str) and len(self.targets) > 0,
             "snr_gamma is above 0, or None": self.snr_gamma is None or self.snr_gamma > 0,
             "zoom is 1 or more": self.zoom >= 1,
             "accumulate divides batch": self.accumulate >= 1 and self.batch % self.accumulate == 0,
             f"precision is one of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
             "average lies in [0, 1), or is None": self.average is None or 0 <= self.average < 1,
+            "weight_decay is 0 or more": self.weight_decay >= 0,
+            "clip is above 0": self.clip > 0,
+            "seed is 0 or more": self.seed >= 0,
         }
         for rule, kept in rules.items():
             if not kept:
@@ -121,12 +130,12 @@ def defaults(size: str, *, rank: int | None = None, **changes) -> Settings:
 
     Example:
         >>> defaults("tiny").steps, defaults("sd15", rank=16).rate, defaults("tiny", steps=10).steps
-        (150, 0.0001, 10)
+        (80, 0.0001, 10)
     """
     if size not in diffusion.SIZES:
         raise ValueError(f"the size must be one of {', '.join(diffusion.SIZES)}; got {size!r}")
     if size == "tiny":
-        known = {"steps": 150, "batch": 4, "rate": 1e-4 if rank is None else 2e-3}
+        known = {"steps": 80, "batch": 4, "rate": 2e-4 if rank is None else 2e-3, "text": "all"}
     else:
         known = {"steps": 1000, "rate": 5e-6} if rank is None else {"steps": 500, "rate": 1e-4}
         half = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp16"
@@ -171,20 +180,15 @@ def class_images(
     made = {"prompt": article(noun), "size": getattr(pipe, "size", "")}
     made |= {"steps": steps, "guidance": guidance, "seed": seed}
     if folder is None:
-        return _draw(pipe, made, range(n), progress)
+        return torch.cat([image for _, image in _draw(pipe, made, range(n), progress)])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _check_made(folder / "class.json", made)
     paths = [folder / f"{number:05d}.png" for number in range(n)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
-    for part in _parts(missing, 16):
-        for number, image in zip(part, _draw(pipe, made, part, progress), strict=True):
-            files.write(paths[number], image, force=True)
+    for number, image in _draw(pipe, made, missing, progress):
+        files.write(paths[number], image, force=True)
     return torch.cat([files.read(path) for path in paths])
-
-
-def _parts(items: Sequence, size: int) -> Iterator[Sequence]:
-    return (items[first : first + size] for first in range(0, len(items), size))
 
 
 def _check_made(path: Path, made: dict) -> None:
@@ -194,21 +198,22 @@ def _check_made(path: Path, made: dict) -> None:
         if was != made:
             raise ValueError(f"{path.parent} holds pictures made otherwise: {was}, not {made}; choose another folder")
         return
-    with files.whole(path) as part:
+    with files.whole(path, force=True) as part:
         part.write_text(json.dumps(made), "utf-8")
 
 
-def _draw(pipe: DiffusionPipeline, made: dict, numbers: Sequence[int], progress: bool) -> Tensor:
+def _draw(pipe: DiffusionPipeline, made: dict, numbers: Sequence[int], progress: bool) -> Iterator[tuple[int, Tensor]]:
+    """Eight at a time: the number of each picture and the picture, ``(1, 3, H, W)``."""
     from tqdm import tqdm
 
-    images = []
     options = {"steps": made["steps"], "guidance": made["guidance"]}
-    for part in tqdm([*_parts(numbers, 8)], desc="class images", unit="batch", disable=not progress):
-        shape = diffusion.initial_latents(pipe, 1, 0).shape[1:]
-        latents = torch.cat([diffusion.initial_latents(pipe, 1, made["seed"] + i) for i in part]).reshape(-1, *shape)
-        drawn = diffusion.generate(pipe, [made["prompt"]] * len(part), latents=latents, **options).cpu()
-        images.append((drawn * 255).round() / 255)
-    return torch.cat(images)
+    with tqdm(total=len(numbers), desc="class images", unit="image", disable=not progress) as bar:
+        for first in range(0, len(numbers), 8):
+            part = numbers[first : first + 8]
+            latents = torch.cat([diffusion.initial_latents(pipe, 1, made["seed"] + number) for number in part])
+            drawn = diffusion.generate(pipe, [made["prompt"]] * len(part), latents=latents, **options).cpu()
+            yield from zip(part, ((drawn * 255).round() / 255).split(1), strict=True)
+            bar.update(len(part))
 
 
 # ---------------------------------------------------------------------------------------- formulas
@@ -219,10 +224,11 @@ def snr_weights(alpha_bar: Tensor, prediction_type: str, gamma: float | None) ->
 
     With the signal-to-noise ratio :math:`s = \bar\alpha / (1 - \bar\alpha)` and :math:`m = \min(s, \gamma)` the weight
     is :math:`m` for a network that predicts the clean latents, :math:`m / s` for the noise, :math:`m / (s + 1)` for v:
-    the same weight of the clean latents' error in all three.
+    the same weight of the clean latents' error in all three. Where nothing is left of the picture, :math:`s = 0`, the
+    noise has the weight 1, the limit.
 
     Args:
-        alpha_bar: ``(B,)`` in (0, 1), the part of the variance that is still picture.
+        alpha_bar: ``(B,)`` in [0, 1), the part of the variance that is still picture.
         prediction_type: ``"epsilon"``, ``"v_prediction"`` or ``"sample"``.
         gamma: above 0, 5 in the paper; None gives ones.
 
@@ -236,11 +242,19 @@ def snr_weights(alpha_bar: Tensor, prediction_type: str, gamma: float | None) ->
         >>> snr_weights(torch.tensor([0.5, 0.9]), "epsilon", 1.0)  # the ratios are 1 and 9
         tensor([1.0000, 0.1111])
     """
+    if prediction_type not in diffusion.PREDICTION_TYPES:
+        raise _unknown(prediction_type)
+    if gamma is None:
+        return torch.ones_like(alpha_bar)
     ratio = alpha_bar / (1 - alpha_bar)
-    per = {"sample": torch.ones_like(ratio), "epsilon": ratio, "v_prediction": ratio + 1}
-    if prediction_type not in per:
-        raise ValueError(f"the prediction type must be one of {', '.join(per)}; got {prediction_type!r}")
-    return torch.ones_like(ratio) if gamma is None else ratio.clamp(max=gamma) / per[prediction_type]
+    if prediction_type == "epsilon":
+        return (gamma / ratio).clamp(max=1)  # min(s, gamma) / s
+    return ratio.clamp(max=gamma) / (1 if prediction_type == "sample" else ratio + 1)
+
+
+def _unknown(prediction_type: str) -> ValueError:
+    types = ", ".join(diffusion.PREDICTION_TYPES)
+    return ValueError(f"the prediction type must be one of {types}; got {prediction_type!r}")
 
 
 def training_target(clean: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
@@ -256,8 +270,8 @@ def training_target(clean: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_
 
     Example:
         >>> clean, noise = torch.tensor([2.0]), torch.tensor([1.0])
-        >>> training_target(clean, noise, torch.tensor(0.36), "v_prediction")  # 0.6 - 0.8 * 2
-        tensor([-1.0000])
+        >>> round(training_target(clean, noise, torch.tensor(0.36), "v_prediction").item(), 4)  # 0.6 - 0.8 * 2
+        -1.0
     """
     match prediction_type:
         case "epsilon":
@@ -266,8 +280,7 @@ def training_target(clean: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_
             return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * clean
         case "sample":
             return clean
-    types = ", ".join(diffusion.PREDICTION_TYPES)
-    raise ValueError(f"the prediction type must be one of {types}; got {prediction_type!r}")
+    raise _unknown(prediction_type)
 
 
 def dreambooth_loss(squares: Tensor, which: Tensor, prior_weight: float) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -338,25 +351,31 @@ class Denoiser(nn.Module):
         tokenizers = [pipe.tokenizer, getattr(pipe, "tokenizer_2", None)]
         pairs = [(t, e) for t, e in zip(tokenizers, encoders, strict=True) if e is not None]
         self.encoders = nn.ModuleList([encoder for _, encoder in pairs] if trained else [])
-        self.ids = [_token_ids(tokenizer, prompts).to(pipe.device) for tokenizer, _ in pairs]
+        self.ids = [_token_ids(tokenizer, prompts) for tokenizer, _ in pairs]
         self.encoded = None if trained else diffusion.encode_prompts(pipe, prompts)
-        self.dtype = PRECISIONS[settings.precision]
+        own = pipe.unet.dtype
+        self.dtype = PRECISIONS[settings.precision] if own == torch.float32 else own
 
     def words(self) -> tuple[Tensor, Tensor | None]:
         """Hidden states ``(prompts, tokens, d)``, and for XL pooled ones ``(prompts, p)``."""
+        device = self.unet.device
         if self.encoded is not None:
-            return self.encoded.cond, self.encoded.pooled
-        if len(self.encoders) == 1:
-            return self.encoders[0](self.ids[0]).last_hidden_state, None
-        said = [e(ids, output_hidden_states=True) for e, ids in zip(self.encoders, self.ids, strict=True)]
+            pooled = self.encoded.pooled
+            return self.encoded.cond.to(device), None if pooled is None else pooled.to(device)
+        pairs = [(encoder, ids.to(device)) for encoder, ids in zip(self.encoders, self.ids, strict=True)]
+        if len(pairs) == 1:
+            return pairs[0][0](pairs[0][1]).last_hidden_state, None
+        said = [encoder(ids, output_hidden_states=True) for encoder, ids in pairs]
         return torch.cat([output.hidden_states[-2] for output in said], -1), said[-1].text_embeds
 
     def forward(self, noisy: Tensor, times: Tensor, which: Tensor, time_ids: Tensor) -> Tensor:
         """The U-Net's output, float32 ``(B, C, H, W)``, for pictures whose prompts have the numbers ``which (B,)``."""
+        own = self.unet.dtype
         with torch.autocast(noisy.device.type, self.dtype, enabled=self.dtype != torch.float32):
             hidden, pooled = self.words()
-            added = None if pooled is None else {"text_embeds": pooled[which], "time_ids": time_ids.to(pooled.dtype)}
-            output = self.unet(noisy, times, encoder_hidden_states=hidden[which], added_cond_kwargs=added).sample
+            added = None if pooled is None else {"text_embeds": pooled[which], "time_ids": time_ids.float()}
+            words = hidden[which].to(own)
+            output = self.unet(noisy.to(own), times, encoder_hidden_states=words, added_cond_kwargs=added).sample
         return output.float()
 
 
@@ -418,8 +437,9 @@ class DreamBooth:
         settings: see :class:`Settings`; None takes :func:`defaults` for the pipeline's size.
 
     Raises:
-        ValueError: no pictures, pictures of another shape or range, no pictures of the class where the settings ask
-            for them, half-precision weights to train, a pipeline that has a ``dreambooth`` adapter already, or with
+        ValueError: before the pipeline is changed. No token, no pictures, pictures of another shape or range, no
+            pictures of the class where the settings ask for them; half-precision weights to train, a pipeline that has
+            adapters already, or is no Stable Diffusion with square pictures; LoRA targets that no layer has; with
             ``text="token"`` a name of more than one token.
 
     Example:
@@ -442,21 +462,34 @@ class DreamBooth:
         settings: Settings | None = None,
     ):
         self.pipe, self.token, self.noun = pipe, token, class_noun
-        self.settings = settings or defaults(getattr(pipe, "size", "tiny"))
+        self.settings = settings or defaults(getattr(pipe, "size", None) or "tiny")
+        self.side = _checked_side(pipe)
         self.images = [_checked(image) for image in subject_images]
-        if not self.images:
-            raise ValueError("DreamBooth needs pictures of the subject, three to five; got none")
-        self.side = diffusion._sides(pipe)[0] * pipe.vae_scale_factor
-        self.class_images = self._checked_class(class_images) if self.settings.prior_weight else None
-        self._encoded = {}  # size conditioning, mean and deviation of the class pictures seen so far
+        if not self.images or not token.strip():
+            raise ValueError(
+                "DreamBooth needs pictures of the subject, three to five, and a token as its name, such as 'sks'; got "
+                f"{len(self.images)} pictures and {token!r}"
+            )
+        self.class_images = class_images
         self.prompt = article(" ".join(filter(None, (token, class_noun))))
         prompts = [self.prompt] + ([article(class_noun)] if self.settings.prior_weight else [])
-        _freeze(pipe)
-        self._open(self.settings)
+        _check_trainable(pipe, self.settings)
+        self._rows = _token_rows(pipe, token) if self.settings.text == "token" else []
+        self._open()
         self.denoiser = Denoiser(pipe, prompts, self.settings)
 
+    @property
+    def class_images(self) -> Tensor | None:
+        """The pictures of the class, float32 on the CPU; None where the prior weight is 0."""
+        return self._class_images
+
+    @class_images.setter
+    def class_images(self, images: Tensor | None) -> None:
+        self._class_images = self._checked_class(images) if self.settings.prior_weight else None
+        self._encoded = {}  # size conditioning, mean and deviation of those seen so far
+
     def _checked_class(self, images: Tensor | None) -> Tensor:
-        if images is None or not self.noun:
+        if images is None or not len(images) or not self.noun:
             raise ValueError(
                 f"a prior weight of {self.settings.prior_weight} needs a class noun and pictures of the class: pass "
                 "class_images=class_images(pipe, noun, n), or set prior_weight=0"
@@ -465,27 +498,23 @@ class DreamBooth:
             _checked(image)
         if images.shape[-2:] != (self.side, self.side):
             raise ValueError(f"pictures of the class are {self.side} pixels square here; got {tuple(images.shape)}")
-        return images
+        return images.detach().float().cpu()
 
-    def _open(self, settings: Settings) -> None:
+    def _open(self) -> None:
         """Let the gradients go where they should."""
-        unet = self.pipe.unet
-        encoders = _encoders(self.pipe) if settings.text == "all" else []
-        if settings.text == "token":
-            _open_token(self.pipe, self.token)
+        pipe, settings = self.pipe, self.settings
+        for module in (pipe.vae, pipe.unet, *_encoders(pipe)):
+            module.requires_grad_(False)
+        for table, _ in self._rows:
+            table.requires_grad_(True)
+        encoders = _encoders(pipe) if settings.text == "all" else []
         if settings.rank is None:
-            for module in (unet, *encoders):
+            for module in (pipe.unet, *encoders):
                 module.requires_grad_(True)
-        else:
-            _add_lora(unet, settings, settings.targets)
-            for encoder in encoders:
-                _add_lora(encoder, settings, TEXT_TARGETS)
-        half = {p.dtype for p in self.parameters().values()} - {torch.float32}
-        if half:
-            raise ValueError(
-                f"weights are trained in float32, and these are {', '.join(map(str, half))}: load the pipeline with "
-                "dtype=torch.float32, or train LoRA (rank=16)"
-            )
+            return
+        _add_lora(pipe.unet, settings, settings.targets)
+        for encoder in encoders:
+            _add_lora(encoder, settings, TEXT_TARGETS)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
@@ -514,57 +543,59 @@ class DreamBooth:
             step: from 0.
             share: which of the pictures to encode and return; their draws do not depend on it.
         """
-        generator = torch.Generator().manual_seed(self.settings.seed * 2**32 + step)
-        n = self.settings.batch
-        kinds = [SUBJECT] * n + [CLASS] * (n if self.class_images is not None else 0)
-        places = torch.rand(len(kinds), 3, generator=generator)
-        shape = diffusion._latent_shape(self.pipe)
-        noise, spread = torch.randn(2, len(kinds), *shape, generator=generator)
-        levels = self.pipe.scheduler.alphas_cumprod
-        times = torch.randint(len(levels), (len(kinds),), generator=generator)
-        mine = [*range(len(kinds))[share]]
-        numbers = [step * n + i % n for i in mine]  # every picture in turn
-        parts = [self._of_class(j) if kinds[i] == CLASS else self._of_subject(j, places[i])
-                 for i, j in zip(mine, numbers, strict=True)]  # fmt: skip
-        time_ids, mean, deviation = (list(part) for part in zip(*parts, strict=True))
-        device = self.pipe.device
-        clean = torch.stack(mean) + torch.stack(deviation) * spread[mine].to(device)
-        noise, alpha_bar = noise[mine].to(device), levels[times[mine]].to(device)
-        wide = alpha_bar[:, None, None, None]
-        kind = self.pipe.scheduler.config.prediction_type
+        kinds = [SUBJECT] if self.class_images is None else [SUBJECT, CLASS]
+        drawn = zip(*(self._draws(step, kind) for kind in kinds), strict=True)
+        which, numbers, places, times, noise, spread = (torch.cat(parts)[share] for parts in drawn)
+        seen = [
+            self._of_class(number) if kind == CLASS else self._of_subject(number, u)
+            for kind, number, u in zip(which.tolist(), numbers.tolist(), places, strict=True)
+        ]
+        time_ids, mean, deviation = (torch.stack(parts) for parts in zip(*seen, strict=True))
+        device, kind = self.pipe.device, self.pipe.scheduler.config.prediction_type
+        noise, alpha_bar = noise.to(device), _levels(self.pipe)[times].to(device)
+        clean, wide = mean + deviation * spread.to(device), alpha_bar[:, None, None, None]
         return Batch(
             wide.sqrt() * clean + (1 - wide).sqrt() * noise,
             training_target(clean, noise, wide, kind),
-            times[mine].to(device),
-            torch.tensor([kinds[i] for i in mine], device=device),
-            torch.tensor(time_ids, device=device),
+            times.to(device),
+            which.to(device),
+            time_ids.to(device),
             snr_weights(alpha_bar, kind, self.settings.snr_gamma),
         )
 
-    def _of_subject(self, number: int, u: Tensor) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    def _draws(self, step: int, kind: int) -> tuple[Tensor, ...]:
+        """For n pictures of one kind: the kind, which picture in turn, three numbers in [0, 1), time, two noises."""
+        n, shape = self.settings.batch, diffusion._latent_shape(self.pipe)
+        random = np.random.default_rng([self.settings.seed, step, kind])
+        places = torch.from_numpy(random.random((n, 3), np.float32))
+        times = torch.from_numpy(random.integers(len(_levels(self.pipe)), size=n))
+        noises = torch.from_numpy(random.standard_normal((2, n, *shape), np.float32))
+        return torch.full((n,), kind), torch.arange(step * n, step * n + n), places, times, *noises
+
+    def _of_subject(self, number: int, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Size conditioning and latent distribution of a fresh crop."""
         zoom = 1 + (self.settings.zoom - 1) * float(u[2])
-        piece = crop(self.images[number % len(self.images)], self.side, zoom, u[:2])
-        return piece.time_ids, *self._posterior(piece.image)
+        return self._posterior(crop(self.images[number % len(self.images)], self.side, zoom, u[:2]))
 
-    def _of_class(self, number: int) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    def _of_class(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """The same of a whole picture of the class, encoded once."""
         number %= len(self.class_images)
         if number not in self._encoded:
-            piece = crop(self.class_images[number], self.side, 1.0, torch.zeros(2))
-            self._encoded[number] = piece.time_ids, *self._posterior(piece.image)
+            self._encoded[number] = self._posterior(crop(self.class_images[number], self.side, 1.0, torch.zeros(2)))
         return self._encoded[number]
 
     @torch.no_grad()
-    def _posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of one picture's latents; one at a time, so that no bit depends on its neighbors."""
+    def _posterior(self, seen: Crop) -> tuple[Tensor, Tensor, Tensor]:
+        """Also mean and deviation of the latents; one picture at a time, so that no bit depends on its neighbors."""
         with diffusion._float32(self.pipe.vae) as vae:
-            posterior = vae.encode(image[None].to(vae.device) * 2 - 1).latent_dist
-            return tuple(part[0] * vae.config.scaling_factor for part in (posterior.mean, posterior.std))
+            posterior = vae.encode(seen.image[None].to(vae.device) * 2 - 1).latent_dist
+            mean, deviation = (part[0] * vae.config.scaling_factor for part in (posterior.mean, posterior.std))
+        return torch.tensor(seen.time_ids), mean, deviation
 
     def loss(self, batch: Batch, model: nn.Module | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """See :func:`dreambooth_loss`."""
-        output = (model or self.denoiser)(batch.noisy, batch.times, batch.which, batch.time_ids)
+        model = self.denoiser if model is None else model
+        output = model(batch.noisy, batch.times, batch.which, batch.time_ids)
         squares = batch.weights * (output - batch.target).square().mean((1, 2, 3))
         return dreambooth_loss(squares, batch.which, self.settings.prior_weight)
 
@@ -585,31 +616,27 @@ class DreamBooth:
 
         Args:
             folder: keeps a checkpoint; one found there is continued, and on a CPU the run ends with the weights of a
-                run that was never stopped, bit for bit. None keeps nothing.
-            save_every: steps between checkpoints; the last step always has one.
+                run that was never stopped, bit for bit. Without one training starts from the weights as they are.
+                None keeps nothing.
+            save_every: steps between checkpoints; the last step always has one; 0 for that one alone.
             validate_every: steps between pictures in the records; 0 for none.
             validation_prompt: what they show; None is the subject's own prompt.
 
         Raises:
             ValueError: a checkpoint of another run than this, or a batch that the processes cannot share evenly.
         """
-        state = PartialState(cpu=self.pipe.device.type == "cpu")
-        parts = state.num_processes * self.settings.accumulate
-        if self.settings.batch % parts:
-            raise ValueError(
-                f"a batch must be a multiple of processes times accumulate, {state.num_processes} x "
-                f"{self.settings.accumulate}; got {self.settings.batch}"
-            )
-        run = _Run(self, state)
-        for step in range(run.restore(folder), self.settings.steps):
+        steps, run = self.settings.steps, _Run(self)
+        done = run.restore(folder)
+        if done == steps:
+            run.finish()
+        for step in range(done, steps):
             with _training(self.pipe, self.settings):
                 record = run.step(step)
-            last = record.step == self.settings.steps
-            if last:
-                run.finish()
-            if folder is not None and (last or record.step % save_every == 0):
+            if folder is not None and (record.step == steps or _due(record.step, save_every)):
                 run.save(folder, record.step)
-            if validate_every and record.step % validate_every == 0:
+            if record.step == steps:
+                run.finish()
+            if _due(record.step, validate_every):
                 prompt = validation_prompt or self.prompt
                 image = diffusion.generate(self.pipe, prompt, seed=self.settings.seed).cpu()
                 record = record._replace(image=image)
@@ -618,15 +645,19 @@ class DreamBooth:
     def save(self, folder: str | Path) -> None:
         """Write what was learned as diffusers reads it: a pipeline, or with LoRA ``pytorch_lora_weights.safetensors``.
 
-        The folder is written beside its place and renamed. ``dreambooth.json`` in it says token, noun and settings.
+        The folder is written beside its place and renamed: it is whole or not there. ``dreambooth.json`` in it says
+        token, noun and settings. With LoRA and ``text="token"`` the row of the token lies beside the adapters, for
+        :func:`load`: diffusers' LoRA files have no place for it. Of several processes only the first one writes.
 
         Raises:
             FileExistsError: the folder is there and holds something else than an earlier result.
         """
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / FACTS).exists():
-            raise FileExistsError(f"{folder} holds other files; choose another folder")
-        part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+        if not _state(self.pipe).is_main_process:
+            return
+        if others := _others(folder):
+            raise FileExistsError(f"{folder} holds other files, such as {others[0]}; choose another folder")
+        part = folder.with_name(f".{folder.name}-{uuid4().hex[:8]}")
         part.mkdir(parents=True)
         try:
             self._write(part)
@@ -640,18 +671,24 @@ class DreamBooth:
         if self.settings.rank is None:
             self.pipe.save_pretrained(folder, safe_serialization=True)
         else:
-            self.pipe.save_lora_weights(folder, **_lora_layers(self.pipe, self.settings))
+            self.pipe.save_lora_weights(folder, **_lora_layers(self.pipe))
+            rows = {f"text_{i}": table[number].detach().clone() for i, (table, number) in enumerate(self._rows)}
+            if rows:
+                save_file(rows, folder / ROWS)
         facts = {
             "prompt": self.prompt, "token": self.token, "noun": self.noun, "images": len(self.images),
             "size": getattr(self.pipe, "size", None), "settings": asdict(self.settings),
+            "files": [*_files(folder)],
         }  # fmt: skip
         (folder / FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
 
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits of prompts, pictures and settings but their number of steps."""
-        digest = hashlib.sha256(json.dumps([self.prompt, asdict(self.settings) | {"steps": 0}]).encode())
+        """Eight hexadecimal digits of prompts, pictures, settings but their number of steps, and what is trained."""
+        shapes = {name: list(p.shape) for name, p in self.parameters().items()}
+        facts = [self.prompt, self.noun, asdict(self.settings) | {"steps": 0}, getattr(self.pipe, "size", None), shapes]
+        digest = hashlib.sha256(json.dumps(facts).encode())
         for image in [*self.images, *(self.class_images if self.class_images is not None else [])]:
-            digest.update(image.contiguous().numpy().tobytes())
+            digest.update(f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes())
         return digest.hexdigest()[:8]
 
 
@@ -659,32 +696,58 @@ def load(folder: str | Path, *, pipe: DiffusionPipeline | None = None, strength:
     """A pipeline with what :meth:`DreamBooth.save` wrote, or with a LoRA file that diffusers' scripts wrote.
 
     Args:
-        folder: what was written.
-        pipe: for LoRA, the base model, changed in place; None loads the size that the folder names.
+        folder: what was written, or one LoRA file.
+        pipe: for LoRA, the base model, changed in place; None loads the size that the folder names. A whole pipeline
+            is loaded to the device, and in the dtype, that :func:`diffusion.load` chooses.
         strength: of LoRA, from 0, the base model, to 1.
 
     Raises:
         FileNotFoundError: neither a pipeline nor a LoRA file.
-        ValueError: a LoRA file that does not say its base model, and no ``pipe``.
+        ValueError: a LoRA file that does not say its base model, and no ``pipe``; or a ``pipe`` that has one already.
     """
     folder = Path(folder)
     facts = json.loads((folder / FACTS).read_text("utf-8")) if (folder / FACTS).exists() else {}
-    size = facts.get("size")
     if (folder / "model_index.json").exists():
-        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, thresholding=False)
-        pipe.set_progress_bar_config(disable=True)
-        pipe.size = size
-        return pipe
-    if not [*folder.glob("*.safetensors")]:
+        return _load_pipeline(folder, facts.get("size"))
+    if folder.suffix != ".safetensors" and not [*folder.glob("*.safetensors")]:
         raise FileNotFoundError(f"{folder} holds neither a pipeline (model_index.json) nor a LoRA file (*.safetensors)")
     if pipe is None:
-        if size is None:
+        if facts.get("size") is None:
             raise ValueError(f"{folder} does not say which model its LoRA belongs to; pass pipe=diffusion.load(size)")
-        pipe = diffusion.load(size)
-    pipe.load_lora_weights(folder, adapter_name=ADAPTER)
+        pipe = diffusion.load(facts["size"])
+    _load_lora(pipe, folder)
     pipe.set_adapters(ADAPTER, strength)
+    if (folder / ROWS).exists():
+        _load_rows(pipe, folder / ROWS, facts["token"], strength)
     return pipe
+
+
+def _load_pipeline(folder: Path, size: str | None) -> DiffusionPipeline:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float16 if device == "cuda" and size in ("sd15", "sdxl") else torch.float32
+    with diffusion._quiet():
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, thresholding=False)
+    pipe.set_progress_bar_config(disable=True)
+    if size is not None:
+        pipe.size = size
+    return pipe.to(device)
+
+
+def _load_lora(pipe: DiffusionPipeline, path: Path) -> None:
+    if ADAPTER in _adapters(pipe):
+        raise ValueError(f"this pipeline has a {ADAPTER!r} adapter already; load a fresh one, or unload_lora_weights()")
+    if path.is_file():
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=ADAPTER)
+    else:
+        pipe.load_lora_weights(str(path), adapter_name=ADAPTER)
+
+
+@torch.no_grad()
+def _load_rows(pipe: DiffusionPipeline, path: Path, token: str, strength: float) -> None:
+    rows = load_file(path)
+    for i, (table, number) in enumerate(_token_rows(pipe, token)):
+        table[number] = table[number].lerp(rows[f"text_{i}"].to(table), strength)
 
 
 # ---------------------------------------------------------------------------------------- parts
@@ -693,18 +756,26 @@ def load(folder: str | Path, *, pipe: DiffusionPipeline | None = None, strength:
 class _Run:
     """A training run: the optimizer and what else changes from step to step."""
 
-    def __init__(self, dream: DreamBooth, state: PartialState):
-        self.dream, self.state, settings = dream, state, dream.settings
-        self.model = dream.denoiser.to(dream.pipe.device)
-        if state.num_processes > 1:
+    def __init__(self, dream: DreamBooth):
+        self.dream, self.state, settings = dream, _state(dream.pipe), dream.settings
+        parts = self.state.num_processes * settings.accumulate
+        if settings.batch % parts:
+            raise ValueError(
+                f"a batch must be a multiple of processes times accumulate, {self.state.num_processes} x "
+                f"{settings.accumulate}; got {settings.batch}"
+            )
+        self.run = None  # the fingerprint; it takes a while, and is not needed without a folder
+        self.model = dream.denoiser
+        if self.state.num_processes > 1:
             self.model = DistributedDataParallel(self.model, find_unused_parameters=settings.text != "frozen")
         self.named = dream.parameters()
-        words = [p for name, p in self.named.items() if settings.text == "token" and name.startswith("text_")]
+        words = [table for table, _ in dream._rows]
         others = [p for p in self.named.values() if all(p is not word for word in words)]
         groups = [{"params": others, "weight_decay": settings.weight_decay}]
         groups += [{"params": words, "weight_decay": 0.0}] if words else []  # the other tokens must not decay
         self.optimizer = torch.optim.AdamW(groups, lr=settings.rate, fused=True)
-        self.scaler = torch.amp.GradScaler(dream.pipe.device.type, enabled=settings.precision == "fp16")
+        half = dream.denoiser.dtype == torch.float16  # its range is small: small gradients need to be scaled
+        self.scaler = torch.amp.GradScaler(dream.pipe.device.type, enabled=half)
         self.average = None
         if settings.average is not None:
             self.average = EMAModel([*self.named.values()], decay=settings.average, use_ema_warmup=True, power=1.0)
@@ -719,15 +790,21 @@ class _Run:
             with self._unsynchronized(part):
                 loss, *parts = self.dream.loss(batch, self.model)
                 self.scaler.scale(loss / settings.accumulate).backward()
-            sums += torch.tensor([float("nan") if x is None else x.item() for x in (loss, *parts)])
+            sums += torch.stack([loss, *(x if x is not None else loss * 0 for x in parts)]).detach().cpu()
+        self._update()
+        loss, subject, prior = self._mean_over_processes(sums / settings.accumulate).tolist()
+        return Record(step + 1, loss, subject, None if self.dream.class_images is None else prior)
+
+    def _update(self) -> None:
+        for table, number in self.dream._rows:
+            row = table.grad[number].clone()
+            table.grad.zero_()[number] = row  # AdamW leaves rows alone that never had a gradient
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_([*self.named.values()], settings.clip)
+        torch.nn.utils.clip_grad_norm_([*self.named.values()], self.dream.settings.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average:
             self.average.step([*self.named.values()])
-        loss, subject, prior = self._mean_over_processes(sums / settings.accumulate).tolist()
-        return Record(step + 1, loss, subject, None if prior != prior else prior)
 
     def _unsynchronized(self, part: int):
         """Processes exchange gradients after the last part only."""
@@ -742,6 +819,8 @@ class _Run:
         return values.cpu() / self.state.num_processes
 
     def finish(self) -> None:
+        """After the last step."""
+        self.optimizer.zero_grad()
         if self.average:
             self.average.copy_to([*self.named.values()])
 
@@ -751,7 +830,7 @@ class _Run:
         path = Path(folder) / CHECKPOINT
         path.parent.mkdir(parents=True, exist_ok=True)
         saved = {
-            "run": self.dream.fingerprint(),
+            "run": self._fingerprint(),
             "step": step,
             "weights": {name: p.detach() for name, p in self.named.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -766,7 +845,7 @@ class _Run:
         if folder is None or not (Path(folder) / CHECKPOINT).exists():
             return 0
         saved = torch.load(Path(folder) / CHECKPOINT, map_location="cpu", weights_only=True)
-        if saved["run"] != self.dream.fingerprint() or saved["step"] > self.dream.settings.steps:
+        if saved["run"] != self._fingerprint() or saved["step"] > self.dream.settings.steps:
             raise ValueError(
                 f"{folder} holds step {saved['step']} of another run (pictures, prompt or settings differ); continue "
                 "with those, or choose another folder"
@@ -778,7 +857,12 @@ class _Run:
         self.scaler.load_state_dict(saved["scaler"])
         if self.average:
             self.average.load_state_dict(saved["average"])
+            self.average.to(self.dream.pipe.device)
         return saved["step"]
+
+    def _fingerprint(self) -> str:
+        self.run = self.run or self.dream.fingerprint()
+        return self.run
 
 
 def _checked(image: Tensor) -> Tensor:
@@ -797,11 +881,57 @@ def _encoders(pipe: DiffusionPipeline) -> list[nn.Module]:
     return [e for e in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)) if e is not None]
 
 
-def _freeze(pipe: DiffusionPipeline) -> None:
-    if ADAPTER in getattr(pipe.unet, "peft_config", {}):
-        raise ValueError(f"this pipeline has a {ADAPTER!r} adapter already; load a fresh one, or unload it first")
-    for module in (pipe.vae, pipe.unet, *_encoders(pipe)):
-        module.requires_grad_(False)
+def _levels(pipe: DiffusionPipeline) -> Tensor:
+    """The share of the clean signal's variance at each time, ``(times,)``: all that training needs of a scheduler."""
+    return pipe.scheduler.alphas_cumprod.float().cpu()
+
+
+def _state(pipe: DiffusionPipeline) -> PartialState:
+    """The processes that train together."""
+    return PartialState(cpu=pipe.device.type == "cpu")
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _adapters(pipe: DiffusionPipeline) -> set[str]:
+    return {name for module in (pipe.unet, *_encoders(pipe)) for name in getattr(module, "peft_config", {})}
+
+
+def _checked_side(pipe: DiffusionPipeline) -> int:
+    """Length in pixels of the pictures that the pipeline is trained on."""
+    height, width = diffusion._sides(pipe)
+    if height != width:
+        raise ValueError(f"training takes square pictures; the U-Net of this pipeline is made for {height} x {width}")
+    kind = pipe.scheduler.config.get("prediction_type", "none")
+    if kind not in diffusion.PREDICTION_TYPES or not hasattr(pipe.scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"training needs the noise schedule of Stable Diffusion 1, 2 or XL; got {type(pipe.scheduler).__name__} "
+            f"with the prediction type {kind!r}: set pipe.scheduler to a DDIMScheduler"
+        )
+    return height * pipe.vae_scale_factor
+
+
+def _check_trainable(pipe: DiffusionPipeline, settings: Settings) -> None:
+    if adapters := _adapters(pipe):
+        raise ValueError(
+            f"this pipeline has adapters already ({', '.join(sorted(adapters))}); load a fresh one, or call "
+            "pipe.unload_lora_weights()"
+        )
+    whole = [pipe.unet] if settings.rank is None else []
+    whole += _encoders(pipe) if settings.rank is None and settings.text == "all" else []
+    whole += [encoder.get_input_embeddings() for encoder in _encoders(pipe) if settings.text == "token"]
+    half = {p.dtype for module in whole for p in module.parameters()} - {torch.float32}
+    if half:
+        raise ValueError(
+            f"weights are trained in float32, and these are {', '.join(map(str, half))}: load the pipeline with "
+            "dtype=torch.float32, or train LoRA (rank=16)"
+        )
+    names = [name for name, _ in pipe.unet.named_modules()]
+    missing = [end for end in settings.targets if not any(f".{name}".endswith(f".{end}") for name in names)]
+    if settings.rank is not None and missing:
+        raise ValueError(f"targets are ends of names of the U-Net's layers, and none ends in {missing[0]!r}")
 
 
 def _add_lora(module: nn.Module, settings: Settings, targets: Sequence[str]) -> None:
@@ -817,44 +947,61 @@ def _add_lora(module: nn.Module, settings: Settings, targets: Sequence[str]) -> 
             parameter.data = parameter.data.float()
 
 
-def _open_token(pipe: DiffusionPipeline, token: str) -> None:
-    """Gradients for one row of each embedding; AdamW leaves rows alone that never had one."""
-    for encoder, number in zip(_encoders(pipe), _one_token(pipe, token), strict=True):
-        table = encoder.get_input_embeddings().weight
-        table.requires_grad_(True)
-        row = torch.zeros(len(table), 1, device=table.device)
-        row[number] = 1
-        table.register_hook(lambda gradient, row=row: gradient * row.to(gradient.device))
+def _token_rows(pipe: DiffusionPipeline, token: str) -> list[tuple[nn.Parameter, int]]:
+    """The embeddings of each text encoder, and the number of the token's row in them."""
+    tables = [encoder.get_input_embeddings().weight for encoder in _encoders(pipe)]
+    return [*zip(tables, _one_token(pipe, token), strict=True)]
 
 
-def _lora_layers(pipe: DiffusionPipeline, settings: Settings) -> dict:
-    """The arguments of ``pipe.save_lora_weights``; the metadata keep alpha."""
-    modules = {"unet": pipe.unet}
-    if settings.text == "all":
-        modules |= {f"text_encoder{'_2' if i else ''}": encoder for i, encoder in enumerate(_encoders(pipe))}
-    layers = {
-        f"{name}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(module, adapter_name=ADAPTER))
-        for name, module in modules.items()
-    }
+def _lora_layers(pipe: DiffusionPipeline) -> dict:
+    """The arguments of ``pipe.save_lora_weights``: adapters by module, and their rank and alpha."""
+    layers = {}
+    for name in ("unet", "text_encoder", "text_encoder_2"):
+        module = getattr(pipe, name, None)
+        config = getattr(module, "peft_config", {}).get(ADAPTER)
+        if config is not None:
+            weights = get_peft_model_state_dict(module, adapter_name=ADAPTER)
+            facts = {key: sorted(x) if isinstance(x, set) else x for key, x in config.to_dict().items()}
+            layers[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(weights)
+            layers[f"{name}_lora_adapter_metadata"] = facts
     return layers
+
+
+def _files(folder: Path) -> Iterator[str]:
+    return (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _others(folder: Path) -> list[str]:
+    """The files in a folder that :meth:`DreamBooth.save` did not write."""
+    facts = folder / FACTS
+    written = {FACTS, *json.loads(facts.read_text("utf-8")).get("files", [])} if facts.exists() else set()
+    return [name for name in _files(folder) if name not in written]
 
 
 @contextmanager
 def _training(pipe: DiffusionPipeline, settings: Settings) -> Iterator[None]:
-    """For one step: the modules in training mode, and on a CPU plain attention, whose backward pass is faster there."""
-    processors = pipe.unet.attn_processors
+    """For one step: the modules in training mode, and on a CPU plain attention, whose backward pass is faster there.
+
+    Afterwards all is as it was.
+    """
     modules = (pipe.unet, *_encoders(pipe))
-    if settings.checkpointing:
-        pipe.unet.enable_gradient_checkpointing()
-    if pipe.device.type == "cpu":
-        pipe.unet.set_attn_processor(AttnProcessor())
-    for module in modules:
-        module.train()
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    processors, recompute = pipe.unet.attn_processors, settings.checkpointing
+    recompute = recompute and not pipe.unet.is_gradient_checkpointing
+    plain = pipe.device.type == "cpu"
     try:
+        if recompute:
+            pipe.unet.enable_gradient_checkpointing()
+        if plain:
+            fused = AttnProcessor2_0
+            pipe.unet.set_attn_processor({k: AttnProcessor() if type(p) is fused else p for k, p in processors.items()})
+        for module in modules:
+            module.train()
         yield
     finally:
-        for module in modules:
-            module.eval()
-        pipe.unet.set_attn_processor(processors)
-        if settings.checkpointing:
+        for part, mode in modes:
+            part.training = mode
+        if plain:
+            pipe.unet.set_attn_processor(processors)
+        if recompute:
             pipe.unet.disable_gradient_checkpointing()
