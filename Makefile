@@ -42,6 +42,7 @@ train: $(READY)          ## train the shipped models again: hours; stop it, call
 	$(RUN) -m stylemoments.train.denoiser --out runs/denoiser --autoencoder runs/autoencoder --clip runs/clip
 	$(RUN) -m stylemoments.train.judge --out runs/judge
 	$(RUN) -m stylemoments.train.dino --out runs/dino
+	$(RUN) -m stylemoments.train.subject --out runs/subject
 	$(RUN) -m stylemoments.train.vgg --out runs/vgg
 	$(RUN) -m stylemoments.train.ship runs
 	$(RUN) -m stylemoments.train.adain --out runs/adain

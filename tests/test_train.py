@@ -192,7 +192,118 @@ def test_neighbors_by_hand():
     assert found == {"styles": 1, "objects": 1, "places": 1, "hue_error": pytest.approx(0, abs=1e-3), "n": 1}
 
 
+# ------------------------------------------------------------------------------------- tiny-subject
+
+
+@pytest.fixture(scope="module")
+def subject_task():
+    from stylemoments.train.subject import Task
+
+    torch.manual_seed(0)
+    return Task(64)  # one pose of each drawing, eight grounds of each place
+
+
+def test_a_batch_shows_each_identity_twice(subject_task):
+    """Three objects, four identities of each, two pictures: no two pictures alike, all in [0, 1]."""
+    images = subject_task.batch(torch.tensor([3, 7, 9]))[0]
+    assert images.shape == (12, 2, 3, 64, 64)
+    assert images.min() >= 0 and images.max() <= 1
+    flat = images.flatten(0, 1).flatten(1)
+    assert (torch.cdist(flat, flat) + 100 * torch.eye(24)).min() > 1, "another place behind each"
+
+
+def test_identities_of_an_object_differ(subject_task, monkeypatch):
+    """On a white ground, unmirrored, with one pose of each drawing: an identity's pictures are the same, no others."""
+    monkeypatch.setattr(subject_task, "grounds", torch.full_like(subject_task.grounds, 255))
+    images = subject_task.batch(torch.arange(48))[0]
+    torch.testing.assert_close(images[:, 0], images[:, 1])
+    first = images[:, 0].unflatten(0, (48, 4)).flatten(2)
+    apart = torch.cdist(first, first) + 100 * torch.eye(4)
+    assert (apart.amin((1, 2)) > 0.1).float().mean() > 0.9, (
+        "but for what is gray, where the order of colors says nothing"
+    )
+
+
+def test_no_subject_and_no_held_out_hand_is_learned_from(monkeypatch):
+    from stylemoments.train import subject
+    from stylemoments.world import HANDS, OBJECTS
+
+    seen = []
+    monkeypatch.setattr(subject, "drawing", lambda name, hand, size: seen.append((name, hand)))
+    monkeypatch.setattr(subject, "pose", lambda *_, **__: np.zeros((64, 64, 4), np.float32))
+    subject.poses(1, seed=0)
+    assert set(seen) == {(noun, hand) for noun in OBJECTS for hand in HANDS}
+
+
+def test_the_contrast_by_hand():
+    """Two identities, three pictures at cosine 1 and one at -1; the loss is that of the four softmaxes."""
+    from stylemoments.train.subject import TEMPERATURE, contrast
+
+    a = torch.tensor([1.0, 0.0])
+    found = contrast(torch.stack([torch.stack([a, a]), torch.stack([a, -a])]))
+    hot, cold = np.exp(1 / TEMPERATURE), np.exp(-1 / TEMPERATURE)
+    losses = [-np.log(hot / (2 * hot + cold))] * 2 + [-np.log(cold / (2 * hot + cold)), np.log(3)]
+    assert found["loss"].item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_the_contrast_is_the_supervised_contrastive_loss():
+    """Khosla et al., equation 2, written out with loops over pictures and labels."""
+    from stylemoments.train.subject import TEMPERATURE, contrast
+
+    torch.manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(5, 2, 7, dtype=torch.float64), dim=-1)
+    z, labels, losses = features.flatten(0, 1), [i // 2 for i in range(10)], []
+    for i in range(10):
+        rest = [j for j in range(10) if j != i]
+        total = sum((z[i] @ z[j] / TEMPERATURE).exp() for j in rest)
+        losses += [-((z[i] @ z[p] / TEMPERATURE).exp() / total).log() for p in rest if labels[p] == labels[i]]
+    assert contrast(features)["loss"].item() == pytest.approx(torch.stack(losses).mean().item())
+
+
+def test_told_apart_by_hand():
+    """One thing lies along x, the other along y with a picture astray at (0.8, 0.6), whose nearest is the first."""
+    from stylemoments.train.subject import told_apart
+
+    x, y, astray = [1.0, 0.0], [0.0, 1.0], [0.8, 0.6]
+    images, others = torch.tensor([[x, x], [y, astray]]), torch.tensor([[y], [y]])
+    found = told_apart(lambda features: features, images, others)
+    assert found == {"nearest": 0.75, "within": 0.8, "between": 0.4, "class": 0.4, "n": 4}
+
+
+def test_the_things_of_the_figures():
+    from stylemoments.train.subject import held_out, subjects
+
+    for n, (images, others) in zip((16, 48), (subjects(), held_out()), strict=True):
+        assert images.shape == (n, 5, 3, 64, 64)
+        assert others.shape == (n, 8, 3, 64, 64)
+
+
+def test_changed_subjects():
+    """Mirrored twice, or with colors exchanged three times, a picture is what it was; the eight styles have names."""
+    from stylemoments.train.subject import changed, subjects
+    from stylemoments.world import STYLES
+
+    ways, images = changed(), subjects()[0]
+    assert len(ways) == 3 + len(STYLES) - 1
+    assert all(
+        pictures.shape == images.shape and 0 <= pictures.min() <= pictures.max() <= 1 for pictures in ways.values()
+    )
+    torch.testing.assert_close(ways["mirrored"].flip(-1), images)
+    torch.testing.assert_close(ways["with their colors exchanged"].roll(2, dims=2), images)
+
+
 # ------------------------------------------------------------------------------------- the scripts
+
+
+def test_a_stopped_subject_ends_like_one_that_was_not(tmp_path):
+    from stylemoments.train import subject
+
+    def make_task():
+        torch.manual_seed(0)
+        return subject.Task(64)
+
+    small = replace(subject.SETTINGS, steps=6, batch=2, warmup=1, save_every=2)
+    assert_resumes_bit_for_bit(make_task, small, tmp_path)
 
 
 @pytest.mark.parametrize("script", ["judge", "dino"])
@@ -213,6 +324,7 @@ def test_a_stopped_script_ends_like_one_that_was_not(script, pictures, tmp_path)
     [
         ("judge", {"model.safetensors"}, {"trained pairs", "held-out pairs", "held-out hand"}),
         ("dino", {"model.safetensors", "config.json"}, {"trained", "random weights"}),
+        ("subject", {"model.safetensors"}, {"subjects", "held-out hand"}),
     ],
 )
 def test_smoke(script, files, figures, pictures):

@@ -5,7 +5,7 @@ command ``sha256sum``), and is checked against it once per process before anythi
 pipelines come from the Hugging Face Hub, each at one pinned revision; open_clip and timm fetch the full CLIP and DINO.
 
     >>> names()
-    ('tiny-sd', 'tiny-clip', 'tiny-dino', 'judge', 'tiny-vgg', 'tiny-adain', 'sd15', 'sdxl')
+    ('tiny-sd', 'tiny-clip', 'tiny-dino', 'tiny-subject', 'judge', 'tiny-vgg', 'tiny-adain', 'sd15', 'sdxl')
     >>> entry("sd15").license
     'CreativeML Open RAIL-M'
 """
@@ -46,7 +46,8 @@ ENTRIES = {
         "Apache-2.0", _train("denoiser", " --autoencoder runs/autoencoder --clip runs/clip"), guidance=2.5,
     ),
     "tiny-clip": Entry("a CLIP of the tiny world, for open_clip", "Apache-2.0", _train("clip")),
-    "tiny-dino": Entry("a self-supervised vision transformer of the tiny world", "Apache-2.0", _train("dino")),
+    "tiny-dino": Entry("a self-supervised network of the tiny world", "Apache-2.0", _train("dino")),
+    "tiny-subject": Entry("an encoder that tells subjects of the tiny world apart", "Apache-2.0", _train("subject")),
     "judge": Entry("a classifier of object, style, place and palette", "Apache-2.0", _train("judge")),
     "tiny-vgg": Entry("a slim VGG-19 up to relu4_1, for style transfer", "Apache-2.0", _train("vgg")),
     "tiny-adain": Entry("the decoder of AdaIN for the slim VGG", "Apache-2.0", _train("adain")),

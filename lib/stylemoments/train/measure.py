@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import diffusion, embed, judge, zoo
-from ..metrics import hue_distance
+from ..metrics import hue_distance, subject_fidelity
 from ..world import HELD_OUT, OBJECTS, PLAIN, STYLES, Sample, World, prompt
-from . import dino, measure_transfer
+from . import dino, measure_transfer, subject
 from . import judge as judging
 from .pictures import Pictures, render
 
@@ -137,6 +137,34 @@ def of_dino(bank: Pictures) -> dict[str, str]:
     return rows
 
 
+def of_subject(pipe) -> dict[str, str]:
+    """What tells subjects apart, on drawings that no network has seen: tiny-subject beside the other small ones."""
+    torch.manual_seed(SEED)
+    nets = {
+        "tiny-subject": embed.subject(),
+        "tiny-dino": embed.dino(),
+        "tiny-clip": embed.clip().images,
+        "random weights": embed.DINO(embed.SubjectNet(), embed.TINY),
+    }
+    images, others = subject.subjects()
+    back = (diffusion.decode(pipe, diffusion.encode(pipe, x.flatten(0, 1))).reshape(x.shape) for x in (images, others))
+    things = {"subjects": (images, others), "autoencoded": tuple(back), "held-out hand": subject.held_out()}
+    rows = {}
+    for kind, pictures in things.items():
+        for net, extract in nets.items():
+            found = subject.told_apart(extract, *pictures)
+            rows[f"{kind}, {net}: nearest is the same; cosine within / between / class"] = (
+                f"{100 * found['nearest']:.1f} %; {found['within']:.2f} / {found['between']:.2f} / {found['class']:.2f}"
+                f" (n = {found['n']})"
+            )
+    real = nets["tiny-subject"](images.flatten(0, 1)).unflatten(0, images.shape[:2])
+    for way, pictures in subject.changed().items():
+        features = nets["tiny-subject"](pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
+        scores = [subject_fidelity(a, b) for a, b in zip(features, real, strict=True)]
+        rows[f"subjects {way}, tiny-subject: cosine with the real pictures"] = f"{np.mean(scores):.2f}"
+    return rows
+
+
 def curve(path: Path, shown: int = 10) -> str:
     """A training curve as a table of about ten rows."""
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -180,6 +208,7 @@ def main() -> None:
         "judge": lambda: of_judge(judging.figures(judge.load(), 2000)),
         "tiny-clip": lambda: retrieval(embed.clip("tiny"), 2000),
         "tiny-dino": lambda: of_dino(render(8000, options.rendered)),
+        "tiny-subject": lambda: of_subject(diffusion.load("tiny")),
         "tiny-sd": tiny_sd,
         "tiny-vgg": lambda: measure_transfer.of_vgg(400),
         "tiny-adain": lambda: measure_transfer.of_adain(8),

@@ -47,6 +47,7 @@ def ship(runs: Path, weights: Path) -> list[str]:
     for name, model, config in [
         ("tiny-clip", "clip/open_clip_model.safetensors", "clip/open_clip_config.json"),
         ("tiny-dino", "dino/model.safetensors", "dino/config.json"),
+        ("tiny-subject", "subject/model.safetensors", None),
         ("judge", "judge/model.safetensors", None),
         ("tiny-vgg", "vgg/model.safetensors", "vgg/figures.json"),
         ("tiny-adain", "adain/decoder.safetensors", None),
