@@ -28,6 +28,7 @@ __all__ = [
     "losses",
     "metrics",
     "norms",
+    "photos",
     "prompts",
     "show",
     "train",
