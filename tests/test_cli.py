@@ -1,5 +1,6 @@
-"""The command line: a doctor who finds what is broken, and pictures that are named, told apart and never lost."""
+"""The command line: a doctor who finds what is broken, and pictures and runs that are told apart and never lost."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from stylemoments import adain, cli, diffusion, files, zoo
+from stylemoments import adain, cli, diffusion, dreambooth, files, zoo
 from stylemoments.vgg import VGGFeatures
 
 CAT = "a cat in papercut art style"
@@ -227,3 +228,271 @@ def test_stylize_says_what_is_wrong_and_writes_nothing(paint, words, said):
 @pytest.mark.parametrize("words", [("photo.png",), ("photo.png", "red.png"), ("photo.png", "red.png", "--alpha", "2")])
 def test_stylize_refuses_wrong_usage(paint, words):
     assert paint(*words, *(["-o", "x.png"] if "--alpha" in words else [])).exit_code == 2
+
+
+# ------------------------------------------------------------------------------------- dreambooth
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Three photographs of different sizes in a folder."""
+    folder = tmp_path / "dog"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for name, size in {"1": (20, 24), "2": (40, 30), "3": (16, 16)}.items():
+        smooth = files.resize(torch.rand(1, 3, 4, 4, generator=generator), max(size))  # as photographs are
+        files.write(folder / f"{name}.png", smooth[..., : size[0], : size[1]])
+    return folder
+
+
+@pytest.fixture
+def teach(run, photographs, monkeypatch):
+    """Runs `dreambooth` on them with few steps and pictures of the class; words of your own replace all of these."""
+    monkeypatch.setattr(cli, "SAMPLE_STEPS", 1)
+
+    def teach(*words, steps=2, out="OUT"):
+        few = ["--class", "dog", "--size", "tiny", "--class-images", 2, "--steps", steps, "-o", out]
+        return run("dreambooth", *few, *(words or [photographs]))
+
+    return teach
+
+
+def interrupt(monkeypatch, step: int) -> None:
+    """The next training is stopped by Ctrl-C after that step."""
+    whole = dreambooth.DreamBooth.train
+
+    def train(self, *arguments, **options):
+        for record in whole(self, *arguments, **options):
+            yield record
+            if record.step == step:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(dreambooth.DreamBooth, "train", train)
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_dreambooth_learns_a_subject_and_sample_draws_it(teach, run, tmp_path):
+    result = teach()
+    assert result.exit_code == 0, result.output
+    assert tree(tmp_path / "OUT") == ["checkpoint.pt", "class", "model", "run.json", "samples.png"]
+    assert tree(tmp_path / "OUT" / "class") == ["00000.png", "00001.png", "class.json"]
+    said = " ".join(result.stdout.split())
+    assert "subject: 'a sks dog' from 3 photographs, beside 2 pictures of 'dog' by the model itself" in said
+    assert "2 steps of 4 + 4 pictures" in said and "GB at least" in said and "activations come on top" in said
+    assert "warning" not in result.stderr
+    told = re.search(r'Draw it: stylemoments (sample) "(.*)" (--model) (\S+)', result.stdout).groups()
+    drawn = run(*told, "--steps", 1)
+    assert drawn.exit_code == 0, drawn.output
+    assert "warning" not in drawn.stderr
+    picture = Image.open("pictures/a-sks-dog-in-the-snow-seed-0.png")
+    assert picture.info["model"] == str(Path("OUT/model"))
+    plain = diffusion.generate(dreambooth.load("OUT/model"), "a sks dog in the snow", steps=1, seed=0)[0]
+    wanted = (plain * 255).permute(1, 2, 0).flatten()
+    assert (torch.tensor(list(picture.convert("RGB").tobytes())) - wanted).abs().max() <= 1
+    again = run("sample", told[1], "--steps", 1)
+    assert again.exit_code == 1, "the untaught model draws another picture, which must not replace this one"
+
+
+def test_dreambooth_shows_photographs_places_and_styles(teach, monkeypatch):
+    from stylemoments import show
+
+    seen = []
+    whole = show.grid
+    monkeypatch.setattr(
+        show, "grid", lambda images, **options: seen.append((images, options)) or whole(images, **options)
+    )
+    assert teach(steps=1).exit_code == 0
+    ((images, options),) = seen
+    titles = [title.replace("\n", " ") for title in options["titles"]]
+    assert titles[:8] == ["photograph"] * 3 + [""] * 5
+    assert titles[8:10] == ["a sks dog", "in the snow"] and titles[-1] == "in blueprint style"
+    assert len(images) == 8 + 1 + 7 + 8 and options["columns"] == 8
+
+
+def test_full_size_draws_the_prompts_of_the_paper(tiny_pipe, monkeypatch):
+    class Dream:
+        pipe, token, noun, prompt = tiny_pipe, "sks", "dog", "a sks dog"
+
+    monkeypatch.setattr(tiny_pipe, "size", "sd15", raising=False)
+    plain, first, *_ = prompts = cli._sample_prompts(Dream)
+    assert (plain, first, len(prompts)) == ("a sks dog", "a sks dog in the jungle", 8)
+    assert any("wearing" in prompt for prompt in prompts), "a dog is a live subject"
+    Dream.noun, Dream.prompt = "vase", "a sks vase"
+    assert not any("wearing" in prompt for prompt in cli._sample_prompts(Dream))
+
+
+def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not(teach, monkeypatch, tmp_path):
+    assert teach(steps=28, out="whole").exit_code == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, step=27)
+        stopped = teach(steps=28)
+    assert stopped.exit_code == 130
+    assert "stopped; 25 of 28 steps are kept in OUT; the same command goes on" in stopped.stderr
+    assert tree(tmp_path / "OUT") == ["checkpoint.pt", "class", "run.json"]
+    made = {path: path.stat().st_mtime_ns for path in Path("OUT/class").iterdir()}
+    result = teach(steps=28)
+    assert result.exit_code == 0, result.output
+    assert "going on after step 25" in result.output
+    assert {path: path.stat().st_mtime_ns for path in Path("OUT/class").iterdir()} == made, "pictures are used again"
+    weights = "model/unet/diffusion_pytorch_model.safetensors"
+    assert Path("OUT", weights).read_bytes() == Path("whole", weights).read_bytes()
+    finished = teach(steps=28)
+    assert finished.exit_code == 0 and "all steps are done already" in finished.output
+
+
+def test_a_run_stopped_before_it_trains_leaves_nothing_half(teach, monkeypatch, tmp_path):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(diffusion, "load", stop)
+        result = teach()
+    assert result.exit_code == 130 and not (tmp_path / "OUT").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(dreambooth.DreamBooth, "save", stop)
+        assert teach().exit_code == 130
+    assert tree(tmp_path / "OUT") == ["checkpoint.pt", "class", "run.json"]
+    assert teach().exit_code == 0
+
+
+def test_another_run_is_refused_unless_it_may_go(teach, photographs, tmp_path):
+    assert teach(photographs, "--seed", 1, steps=1).exit_code == 0
+    before = Path("OUT/checkpoint.pt").read_bytes()
+    refused = teach(photographs, "--seed", 2, "--token", "zwx", steps=1)
+    assert refused.exit_code == 1
+    assert "OUT holds another run; different are token sks, now zwx; seed 1, now 2" in refused.stderr
+    (photographs / "3.png").unlink()
+    assert "different are photographs." in teach(photographs, "--seed", 1, steps=1).stderr
+    assert Path("OUT/checkpoint.pt").read_bytes() == before
+    drawn = Path("OUT/class/00000.png").read_bytes()
+    assert teach(photographs, "--seed", 2, "--force", steps=1).exit_code == 0
+    assert Path("OUT/checkpoint.pt").read_bytes() != before and Path("OUT/class/00000.png").read_bytes() != drawn
+
+
+def test_more_steps_continue_a_finished_run(teach):
+    assert teach(steps=1).exit_code == 0
+    result = teach(steps=3)
+    assert result.exit_code == 0 and "going on after step 1" in result.output
+
+
+def test_a_folder_of_something_else_is_never_replaced(teach, photographs):
+    before = tree(photographs)
+    result = teach(photographs, "--force", out=photographs)
+    assert result.exit_code == 1 and "is no folder of a DreamBooth run, and is never replaced" in result.stderr
+    assert tree(photographs) == before
+
+
+def test_every_unreadable_photograph_is_named_and_nothing_done(teach, photographs, tmp_path):
+    whole = (photographs / "1.png").read_bytes()
+    (photographs / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (photographs / "phone.heic").write_bytes(b"not read by Pillow")
+    result = teach(photographs, "missing.png")
+    assert result.exit_code == 1
+    assert "error: 3 of 6 photographs cannot be read:" in result.stderr
+    assert all(name in result.stderr for name in ("cut.png", "phone.heic", "missing.png"))
+    assert "Traceback" not in result.output and not (tmp_path / "OUT").exists()
+
+
+def test_what_speaks_against_photographs_and_words_is_named(teach, photographs):
+    (photographs / "3-again.jpg").write_bytes(b"")
+    files.write(photographs / "3-again.jpg", files.resize(files.read(photographs / "3.png"), 12), force=True)
+    (photographs / "notes.txt").write_text("no picture", "utf-8")
+    result = teach(photographs, "--token", "fluffy", "--class", "poodle", steps=1)
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning")]
+    assert [re.sub(r"'fluffy' as \d+", "'fluffy' as N", line) for line in warnings] == [
+        "warning: no pictures, left out: notes.txt",
+        "warning: 3-again.jpg has 12 x 12 pixels, and the model draws 16 x 16: it will be blurred",
+        "warning: 3-again.jpg and 3.png show the same, which will count twice",
+        "warning: the tiny model does not know 'poodle'; the nearest class that it knows: dog",
+        "warning: the model reads the name 'fluffy' as N tokens; names that are one: sks, zwx, ohwx",
+    ]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["empty"], "a subject needs one photograph at least, 3 to 5 are usual; got none"),
+        (["dog", "--rank", 4], "add --lora, or leave --rank out"),
+        (["dog", "--size", "huge"], "tiny, sd15, sdxl; got 'huge'"),
+        (["dog", "--text", "token", "--token", "fluffy"], 'text="token" trains the row of one token'),
+        (["dog", "-o", "dog/1.png"], "is never replaced"),
+    ],
+)
+def test_dreambooth_says_what_is_wrong_and_writes_nothing(teach, words, said):
+    Path("empty").mkdir()
+    before = sorted(Path().rglob("*"))
+    result = teach(*words)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("error: ") and said in result.stderr, result.stderr
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_nearest_class_is_named_by_spelling_or_all_are(tiny_pipe, monkeypatch):
+    monkeypatch.setattr(tiny_pipe, "size", "tiny", raising=False)
+    assert list(cli._odd_words(tiny_pipe, "sks", "dog")) == []
+    assert next(iter(cli._odd_words(tiny_pipe, "sks", "elefant"))).endswith("it knows: elephant")
+    assert "airplane, apple" in next(iter(cli._odd_words(tiny_pipe, "sks", "zzz")))
+
+
+def test_lora_is_written_small_and_sample_loads_it(teach, run, photographs):
+    result = teach(photographs, "--lora", "--rank", 2, "--text", "all", "--prior-weight", 0, steps=1)
+    assert result.exit_code == 0, result.output
+    assert tree(Path("OUT/model")) == ["dreambooth.json", "pytorch_lora_weights.safetensors"]
+    assert not Path("OUT/class").exists(), "without prior loss no pictures of the class are drawn"
+    assert "LoRA of rank 2, and the text encoder; 1 steps of 4 pictures" in result.stdout
+    for size in ([], ["--size", "tiny"]):
+        drawn = run("sample", "a sks dog", "--model", "OUT/model", "--steps", 1, *size)
+        assert drawn.exit_code == 0, drawn.output
+
+
+def test_the_words_of_a_model_are_known_words(teach, run, photographs):
+    assert teach(photographs, "--token", "fluffy", "--class", "poodle", steps=1).exit_code == 0
+    drawn = run("sample", "a fluffy poodle in the snou", "--model", "OUT/model", "--steps", 1)
+    assert drawn.exit_code == 0, drawn.output
+    assert "does not know 'snou'" in drawn.stderr and drawn.stderr.count("warning") == 1
+
+
+def test_a_missing_model_is_one_line(run):
+    result = run("sample", CAT, "--model", "nowhere")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ") and "nowhere" in result.stderr
+
+
+def test_a_gpu_that_is_too_small_ends_with_advice(teach, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(dreambooth.DreamBooth, "train", full)
+    result = teach()
+    assert result.exit_code == 1
+    assert "error: the memory of the GPU ran out; take --lora" in result.stderr and "2 GiB" in result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="two processes talk through gloo's Linux and macOS builds")
+def test_two_processes_speak_with_one_voice_and_write_one_result(shipped, photographs, tmp_path):
+    """Two CPU processes, as `accelerate launch` starts them."""
+    lines = ["from pathlib import Path", "from stylemoments import cli, zoo", f"zoo.WEIGHTS = Path({str(shipped)!r})"]
+    (tmp_path / "program.py").write_text("\n".join([*lines, "cli.SAMPLE_STEPS = 1", "cli.app()"]), "utf-8")
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--mixed_precision", "no"]
+    words = [
+        "dreambooth",
+        photographs,
+        "--class",
+        "dog",
+        "--size",
+        "tiny",
+        "--class-images",
+        2,
+        "--steps",
+        2,
+        "-o",
+        "OUT",
+    ]
+    command = [sys.executable, "-m", *launch, "program.py", *map(str, words)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("subject:") == done.stdout.count("Draw it:") == done.stdout.count("size tiny") == 1
+    assert tree(tmp_path / "OUT") == ["checkpoint.pt", "class", "model", "run.json", "samples.png"]

@@ -1,15 +1,21 @@
-"""The command ``stylemoments``: see whether everything works, make pictures, and give them a style.
+"""The command ``stylemoments``: see whether everything works, make pictures, give them a style, teach a subject.
 
 Heavy packages are imported inside the commands, so that ``stylemoments --help`` answers at once.
 """
 
+import hashlib
 import io
+import json
 import os
 import platform
 import re
+import shlex
+import shutil
+import textwrap
 import time
-from collections.abc import Callable
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from difflib import get_close_matches
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -128,16 +134,19 @@ def sample(
     guidance: Annotated[float | None, typer.Option(help="guidance weight (default: that of the size)")] = None,
     seed: Annotated[int, typer.Option(min=0, help="seed of the first picture; each next one has the next")] = 0,
     size: Annotated[str | None, typer.Option(help="tiny, sd15 or sdxl (default: what runs here)")] = None,
+    model: Annotated[Path | None, typer.Option(help="what `stylemoments dreambooth` made, such as OUT/model")] = None,
 ) -> None:
     """Make pictures of a prompt: OUT/a-cat-in-papercut-art-style-seed-0.png and so on."""
     with _kind_errors():
         from . import diffusion
 
-        pipe = diffusion.load(size)
-        if pipe.size == "tiny":
-            _warn_of_unknown_words(prompt)
+        pipe = diffusion.load(size) if model is None else _taught(model, size)
+        size = getattr(pipe, "size", None)  # not known of a pipeline that others made
+        if size == "tiny":
+            _warn_of_unknown_words(prompt, {} if model is None else _facts(model))
         guidance = diffusion.default_guidance(pipe) if guidance is None else guidance
-        facts = {"prompt": prompt, "size": pipe.size, "steps": steps, "guidance": guidance}
+        facts = {"prompt": prompt, "size": size, "steps": steps, "guidance": guidance}
+        facts |= {"model": model or "base"}
         paths = {out / f"{_slug(prompt)}-seed-{seed + index}.png": facts | {"seed": seed + index} for index in range(n)}
         _refuse_to_overwrite(paths)
         images = _draw(pipe, [prompt] * n, steps, guidance, seed)
@@ -201,10 +210,27 @@ def _draw(pipe, prompts: list[str], steps: int, guidance: float, seed: int) -> l
     return images
 
 
-def _warn_of_unknown_words(prompt: str) -> None:
+def _taught(model: Path, size: str | None):
+    """The pipeline of a DreamBooth run; the size says what a LoRA file belongs to that does not say it itself."""
+    from . import diffusion, dreambooth
+
+    return dreambooth.load(model, pipe=diffusion.load(size) if size else None)
+
+
+def _facts(model: Path) -> dict:
+    """What DreamBooth wrote beside the weights, where it did."""
+    from .dreambooth import FACTS
+
+    path = model / FACTS
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def _warn_of_unknown_words(prompt: str, facts: dict) -> None:
+    """Facts of DreamBooth name two more words that the model knows."""
     from .train.tokens import wordings
 
-    known = sorted({word for wording in wordings() for word in wording.split()})
+    learned = [facts.get("token", ""), facts.get("noun", "")]
+    known = sorted({word for wording in [*wordings(), *learned] for word in wording.lower().split()})
     for word in dict.fromkeys(re.findall(r"[\w']+", prompt.lower())):
         if word not in known:
             nearest = get_close_matches(word, known, n=1, cutoff=0)[0]
@@ -313,3 +339,289 @@ def _bar(what: str, unit: str):
             bar.update(done - bar.n)
 
         yield tick
+
+
+# ---------------------------------------------------------------------------------------- dreambooth
+
+RUN = "run.json"  # in the folder of a run: what makes it this run
+CLASS_IMAGES = {"tiny": 32, "sd15": 200, "sdxl": 200}  # by default
+COLUMNS = 8  # of the sheet of samples
+EXAMPLES = slice(0, 20, 3)  # of DreamBooth's prompts in it, at full size: places, then clothes or colors
+SAMPLE_STEPS = 25
+
+
+class Text(StrEnum):
+    """What of the text encoder is trained."""
+
+    FROZEN = "frozen"
+    TOKEN = "token"
+    ALL = "all"
+
+
+@app.command()
+def dreambooth(
+    photographs: Annotated[list[Path], typer.Argument(metavar="PHOTOS...", help="a folder of photographs, or files")],
+    noun: Annotated[str, typer.Option("--class", help='what they show, such as "dog"')],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of this run")],
+    token: Annotated[str, typer.Option(help="the name to learn: a rare word")] = "sks",
+    size: Annotated[str | None, typer.Option(help="tiny, sd15 or sdxl (default: what runs here)")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="train low-rank adapters instead of all weights")] = False,
+    rank: Annotated[int | None, typer.Option(min=1, help="of --lora (default: 8)")] = None,
+    text: Annotated[Text, typer.Option(help="the text encoder: leave it, train one row, or all of it")] = Text.FROZEN,
+    steps: Annotated[int | None, typer.Option(min=1, help="default: that of the size")] = None,
+    prior_weight: Annotated[float, typer.Option(min=0, help="of the pictures of the class; 0 is none")] = 1.0,
+    class_images: Annotated[int | None, typer.Option(min=1, help="how many (default: 32 if tiny, else 200)")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of everything that is drawn at random")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="replace another run in OUT")] = False,
+) -> None:
+    """Teach the model one subject from a few photographs. Stopped, the same command goes on."""
+    with _kind_errors(), _one_voice() as state, _kind_errors(), _stoppable(out):
+        from . import diffusion
+
+        subject = _read_photographs(photographs)
+        size = diffusion.choose_size(size)
+        settings = _settings(
+            size, state.num_processes, lora, rank, text=text.value, prior_weight=prior_weight, seed=seed, steps=steps
+        )
+        n = (class_images or CLASS_IMAGES[size]) if prior_weight else 0
+        run = _run_facts(subject, token, noun, size, n, settings)
+        _check_run(out, run, force)
+        dream = _prepared(subject, token, noun, size, settings, state)
+        _say_plan(dream, n)
+        with state.main_process_first():
+            if state.is_main_process:
+                _open_run(out, run)
+            if n:
+                dream.class_images = _class_images(dream, n, out / "class")
+        _train(dream, out)
+        if state.is_main_process:
+            with diffusion._quiet():
+                dream.save(out / "model")
+            _draw_samples(dream, out / "samples.png")
+            typer.echo(f"{out / 'model'}\n{out / 'samples.png'}")
+            command = ["stylemoments", "sample", f"{dream.prompt} in the snow", "--model", str(out / "model")]
+            typer.echo(f"Draw it: {' '.join(map(_quoted, command))}")
+
+
+@contextmanager
+def _one_voice():
+    """The state of the processes that ``accelerate launch`` started, one otherwise; only the first of them is heard."""
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if state.is_main_process:
+        yield state
+        return
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        yield state
+
+
+@contextmanager
+def _stoppable(out: Path):
+    """Ctrl-C, and a GPU that is too small, end with a line that says what to do next."""
+    import torch
+
+    from .dreambooth import CHECKPOINT
+
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        (out / f"{CHECKPOINT}.part").unlink(missing_ok=True)
+        typer.echo(f"\nstopped{''.join(map(str, stop.args))}; the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
+    except torch.OutOfMemoryError as error:
+        said = "the memory of the GPU ran out; take --lora, a smaller --size, or a GPU with more"
+        raise OSError(f"{said} ({str(error).splitlines()[0]})") from None
+
+
+def _warn(said: str) -> None:
+    typer.echo(f"warning: {said}", err=True)
+
+
+def _read_photographs(places: list[Path]) -> list:
+    from . import photos
+
+    paths, others = photos.find(places)
+    subject = photos.read(paths)
+    if others:
+        _warn(f"no pictures, left out: {', '.join(path.name for path in others)}")
+    return subject
+
+
+def _settings(size: str, processes: int, lora: bool, rank: int | None, *, steps: int | None, **changes):
+    """The settings of a size, with a batch that the processes can share."""
+    from . import dreambooth
+
+    if rank and not lora:
+        raise ValueError(f"--rank is of LoRA; got --rank {rank} without it: add --lora, or leave --rank out")
+    rank = (rank or 8) if lora else None
+    batch = -(-dreambooth.defaults(size, rank=rank).batch // processes) * processes
+    changes |= {} if steps is None else {"steps": steps}
+    return dreambooth.defaults(size, rank=rank, batch=batch, **changes)
+
+
+def _prepared(subject: list, token: str, noun: str, size: str, settings, state):
+    """The trainer on a fresh pipeline, yet without pictures of the class; says what is odd about subject and words."""
+    import torch
+
+    from . import diffusion, dreambooth, photos
+
+    half = settings.rank and settings.text != "token"  # only frozen weights may be half precision
+    with redirect_stdout(io.StringIO()):  # the size has been said
+        pipe = diffusion.load(size, device=state.device, dtype=None if half else torch.float32)
+    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    for remark in [*photos.remarks(subject, side), *_odd_words(pipe, token, noun)]:
+        _warn(remark)
+    images = [photos.shrunk(photo.image, 2 * side) for photo in subject]  # enough for every crop, and fast to crop
+    stand_in = torch.zeros(1, 3, side, side) if settings.prior_weight else None
+    return dreambooth.DreamBooth(pipe, images, token, noun, class_images=stand_in, settings=settings)
+
+
+def _odd_words(pipe, token: str, noun: str) -> Iterable[str]:
+    from .train.tokens import RARE_WORDS
+    from .world import OBJECTS, SUBJECT_NOUNS
+
+    if pipe.size == "tiny" and noun not in OBJECTS:
+        near = [SUBJECT_NOUNS[noun]] if noun in SUBJECT_NOUNS else get_close_matches(noun, OBJECTS, n=1) or OBJECTS
+        yield f"the tiny model does not know {noun!r}; the nearest class that it knows: {', '.join(near)}"
+    pieces = len(pipe.tokenizer(token, add_special_tokens=False).input_ids)
+    if pieces != 1:
+        yield f"the model reads the name {token!r} as {pieces} tokens; names that are one: {', '.join(RARE_WORDS[:3])}"
+
+
+def _run_facts(subject: list, token: str, noun: str, size: str, n: int, settings) -> dict:
+    """What makes a run this run: everything but its number of steps."""
+    digests = [hashlib.sha256(photo.image.numpy().tobytes()).hexdigest()[:16] for photo in subject]
+    facts = {"photographs": digests, "token": token, "class": noun, "size": size, "class_images": n}
+    facts |= {name: value for name, value in asdict(settings).items() if name != "steps"}
+    return json.loads(json.dumps(facts))
+
+
+def _run_in(out: Path) -> dict | None:
+    path = out / RUN
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def _check_run(out: Path, run: dict, force: bool) -> None:
+    """A folder may be new, empty, or of this run; with force also of another."""
+    was = _run_in(out)
+    if was is None and out.exists() and (out.is_file() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is no folder of a DreamBooth run, and is never replaced; choose another with -o")
+    differs = [name for name in run if was and was.get(name) != run[name]]
+    if differs and not force:
+        said = [f"{name} {was.get(name)}, now {run[name]}" if name != "photographs" else name for name in differs]
+        raise FileExistsError(
+            f"{out} holds another run; different are {'; '.join(said)}. Choose another folder with -o, or replace the "
+            "run with --force"
+        )
+
+
+def _open_run(out: Path, run: dict) -> None:
+    """Make the folder; another run in it goes, but for its pictures of the class where they serve this run too."""
+    from . import files
+    from .dreambooth import CHECKPOINT
+
+    was = _run_in(out)
+    if was == run:
+        return
+    if was is not None:
+        for name in (RUN, CHECKPOINT, "samples.png"):
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / "model", ignore_errors=True)
+        if any(was.get(name) != run[name] for name in ("class", "size", "seed")):
+            shutil.rmtree(out / "class", ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    with files.whole(out / RUN) as part:
+        part.write_text(json.dumps(run, indent=1), "utf-8")
+
+
+def _say_plan(dream, n: int) -> None:
+    import torch
+
+    settings, memory = dream.settings, dream.memory()
+    beside = f", beside {n} pictures of {dream.noun!r} by the model itself" if n else ""
+    typer.echo(f"subject: {dream.prompt!r} from {len(dream.images)} photographs{beside}")
+    what = "all weights of the U-Net" if settings.rank is None else f"LoRA of rank {settings.rank}"
+    what += {"frozen": "", "token": ", and the name's row", "all": ", and the text encoder"}[settings.text]
+    batch = f"{settings.batch} + {settings.batch}" if n else f"{settings.batch}"
+    typer.echo(f"training: {what}; {settings.steps} steps of {batch} pictures")
+    needs = sum(memory.values()) / 1e9
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory.items() if size)
+    typer.echo(f"memory: {needs:.2f} GB at least ({parts}); the activations come on top")
+    if dream.pipe.device.type == "cuda":
+        has = torch.cuda.get_device_properties(dream.pipe.device).total_memory / 1e9
+        if needs > has:
+            _warn(f"the GPU has {has:.1f} GB, less than that; take --lora or a smaller --size")
+
+
+def _class_images(dream, n: int, folder: Path):
+    from . import dreambooth
+
+    return dreambooth.class_images(dream.pipe, dream.noun, n, folder, seed=dream.settings.seed, progress=True)
+
+
+def _train(dream, out: Path) -> None:
+    """All steps that are left, under a bar that knows the time they will take."""
+    from tqdm import tqdm
+
+    settings, kept = dream.settings, 0
+    every = 25 if settings.rank or dream.pipe.size == "tiny" else 100  # a checkpoint of all weights is large
+    with tqdm(total=settings.steps, desc="training", unit="step") as bar:
+        try:
+            for record in dream.train(out, save_every=every):
+                if bar.n == 0 and record.step > 1:
+                    bar.initial = bar.n = kept = record.step - 1
+                    bar.write(f"going on after step {kept}")
+                kept = record.step if record.step % every == 0 else kept
+                bar.set_postfix_str(f"loss {record.loss:.3f}", refresh=False)
+                bar.update()
+            if bar.n == 0:
+                bar.write("all steps are done already")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"; {kept} of {settings.steps} steps are kept in {out}") from None
+
+
+def _draw_samples(dream, path: Path) -> None:
+    """A sheet: the photographs, then the subject as it was learned, plainly and in other places and styles."""
+    import torch
+
+    from . import diffusion, files, show
+    from .dreambooth import crop
+
+    prompts = _sample_prompts(dream)
+    drawn = _draw(dream.pipe, prompts, SAMPLE_STEPS, diffusion.default_guidance(dream.pipe), dream.settings.seed)
+    middle = torch.tensor([0.5, 0.5])
+    photos = [crop(image, dream.side, 1.0, middle).image for image in dream.images[:COLUMNS]]
+    blank = [torch.ones_like(photos[0])] * (COLUMNS - len(photos))
+    titles = ["photograph"] * len(photos) + [""] * len(blank)
+    titles += [textwrap.fill(prompt.removeprefix(f"{dream.prompt} "), 18) for prompt in prompts]
+    figure = show.grid([*photos, *blank, *drawn], columns=COLUMNS, titles=titles)
+    with files.whole(path, force=True) as part:
+        figure.savefig(part)
+
+
+def _sample_prompts(dream) -> list[str]:
+    """In the tiny world its places and styles; at full size seven of DreamBooth's prompts for it."""
+    from . import prompts
+
+    if dream.pipe.size == "tiny":
+        *known, plain = prompts.tiny_subject_prompts()
+        return [prompt.fill(dream.token, dream.noun) for prompt in (plain, *known)]
+    kind = "live" if dream.noun in prompts.LIVE else "object"
+    known = [prompt for prompt in prompts.dreambooth_prompts() if prompt.kind == kind]
+    return [dream.prompt, *(prompt.fill(dream.token, dream.noun) for prompt in known[EXAMPLES])]
+
+
+def _quoted(word: str) -> str:
+    """A word for the shell; double quotes where they do, for they work on Windows, too.
+
+    >>> _quoted("a sks dog"), _quoted("sample")
+    ('"a sks dog"', 'sample')
+    """
+    quoted = shlex.quote(word)
+    return f'"{word}"' if quoted == f"'{word}'" and not set(word) & set('"$`\\!') else quoted
+
+
+if __name__ == "__main__":
+    app()
