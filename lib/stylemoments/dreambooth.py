@@ -737,10 +737,9 @@ def _load_pipeline(folder: Path, size: str | None) -> DiffusionPipeline:
 def _load_lora(pipe: DiffusionPipeline, path: Path) -> None:
     if ADAPTER in _adapters(pipe):
         raise ValueError(f"this pipeline has a {ADAPTER!r} adapter already; load a fresh one, or unload_lora_weights()")
-    if path.is_file():
-        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=ADAPTER)
-    else:
-        pipe.load_lora_weights(str(path), adapter_name=ADAPTER)
+    folder, name = (path.parent, path.name) if path.is_file() else (path, None)
+    with diffusion._quiet():
+        pipe.load_lora_weights(str(folder), weight_name=name, adapter_name=ADAPTER)
 
 
 @torch.no_grad()
