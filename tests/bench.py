@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 from torch import nn
 from tqdm import tqdm
 
-from stylemoments import adain, diffusion, norms
+from stylemoments import adain, diffusion, dreambooth, norms
 from stylemoments.train import denoiser
 from stylemoments.transfer import stylize_by_optimization
 from stylemoments.vgg import VGGFeatures
@@ -165,6 +165,80 @@ def optimizing(weights: str, content: torch.Tensor, style: torch.Tensor) -> Call
     return lambda: next(steps)
 
 
+DREAMBOOTH = {"all weights": None, "LoRA, rank 4": 4}
+
+
+def dreambooth_step(rank: int | None) -> Callable:
+    """The next step of DreamBooth on the tiny model: four pictures of the subject and four of the class."""
+    generator = torch.Generator().manual_seed(0)
+    settings = dreambooth.defaults("tiny", rank=rank, steps=10**6)
+    pipe = diffusion.load("tiny", device="cpu")
+    images, classes = torch.rand(2, 8, 3, 64, 64, generator=generator)
+    dream = dreambooth.DreamBooth(pipe, images, "sks", "dog", class_images=classes, settings=settings)
+    steps = dream.train()
+    return lambda: next(steps)
+
+
+def diffusers_step(rank: int | None) -> Callable:
+    """The same as diffusers' examples train_dreambooth.py and train_dreambooth_lora.py take it, restated."""
+    from peft import LoraConfig
+
+    pipe = diffusion.load("tiny", device="cpu")
+    scheduler, unet, vae = pipe.scheduler, pipe.unet.train(), pipe.vae.requires_grad_(False)
+    encoder = pipe.text_encoder.requires_grad_(False)
+    if rank is not None:
+        unet.requires_grad_(False)
+        ends = ["to_k", "to_q", "to_v", "to_out.0"]
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=ends))
+    trained = [p for p in unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-2)
+    pixels = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    prompts = ["a sks dog"] * 4 + ["a dog"] * 4
+    ids = pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+    def step():
+        latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
+        noise = torch.randn_like(latents)
+        times = torch.randint(len(scheduler.alphas_cumprod), (8,))
+        output = unet(scheduler.add_noise(latents, noise, times), times, encoder(ids)[0]).sample
+        target = scheduler.get_velocity(latents, noise, times)
+        subject, prior = (nn.functional.mse_loss(*pair) for pair in zip(output.chunk(2), target.chunk(2), strict=True))
+        (subject + prior).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def dreambooth_cases() -> list[tuple]:
+    """Seconds per training step beside diffusers' example scripts: float32, prior preservation, AdamW."""
+    rows = []
+    for name, rank in tqdm(DREAMBOOTH.items(), desc="dreambooth"):
+        times = compare(dreambooth_step(rank), diffusers_step(rank), 15)
+        rows.append((f"DreamBooth, {name}, one step of 4 + 4", "diffusers' example script", *times))
+    return rows
+
+
+def print_dreambooth_memory() -> None:
+    """Most memory of a process in three training steps, beyond the loaded model."""
+    code = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); import bench\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "step = getattr(bench, sys.argv[2])(int(sys.argv[3]) or None); before = peak()\n"
+        "step(), step(), step(); print(peak() - before)"
+    )
+    print("\n| DreamBooth, 4 + 4 pictures | most memory, ours | diffusers' example script |\n|---|--:|--:|")
+    unit = 1e6 if platform.system() == "Darwin" else 1e3
+    for name, rank in DREAMBOOTH.items():
+        runs = [[sys.executable, "-c", code, ROOT / "tests", step, str(rank or 0)]
+                for step in ("dreambooth_step", "diffusers_step")]  # fmt: skip
+        found = [
+            int(subprocess.run(run, capture_output=True, check=True, text=True).stdout.split()[-1]) for run in runs
+        ]
+        print(f"| {name} |", " | ".join(f"{peak / unit:.0f} MB" for peak in found), "|")
+
+
 def print_memory() -> None:
     """Most memory of a process that stylizes one picture of 512 pixels, beyond one that only loads the model."""
     code = (
@@ -204,13 +278,14 @@ def pages_case() -> tuple:
 
 def main() -> None:
     rows = [*norm_cases(), import_case(), world_case(), *transfer_cases()]
-    rows += [*diffusion_cases(), *chapter_cases(), pages_case()]
+    rows += [*diffusion_cases(), *dreambooth_cases(), *chapter_cases(), pages_case()]
     print(f"\n{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}\n")
     print("| case | baseline | ours takes | baseline takes | ratio |\n|---|---|--:|--:|--:|")
     for case, baseline, ours, reference in rows:
         print(f"| {case} | {baseline} | {readable(ours)} | {readable(reference)} | {ours / reference:.2f} |")
     print_errors()
     print_memory()
+    print_dreambooth_memory()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if platform.system() == "Darwin" else 1e6)
     print(f"\nmost memory of this process, all of the above but the chapters: {peak:.1f} GB")
 
