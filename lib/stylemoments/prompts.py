@@ -41,12 +41,12 @@ class SubjectPrompt:
     template: str  # with {token} and {class}
 
     def fill(self, token: str, noun: str) -> str:
-        """The prompt for a subject.
+        """The prompt for a subject; an empty noun leaves the token alone.
 
-        >>> dreambooth_prompts()[0].fill("sks", "backpack")
-        'a sks backpack in the jungle'
+        >>> dreambooth_prompts()[0].fill("sks", "backpack"), dreambooth_prompts()[0].fill("ohwx", "")
+        ('a sks backpack in the jungle', 'an ohwx in the jungle')
         """
-        return self.template.format(**{"token": token, "class": noun})
+        return self._naming(f"{token} {noun}".strip())
 
     def without_token(self, noun: str) -> str:
         """The prompt for any object of the class: text alignment (CLIP-T) is measured against this.
@@ -54,7 +54,10 @@ class SubjectPrompt:
         >>> tiny_subject_prompts()[0].fill("sks", "elephant"), tiny_subject_prompts()[0].without_token("elephant")
         ('a sks elephant in the snow', 'an elephant in the snow')
         """
-        return self.template.replace("a {token} {class}", article(noun)).replace("{token} {class}", noun)
+        return self._naming(noun)
+
+    def _naming(self, name: str) -> str:
+        return self.template.replace("a {token} {class}", article(name)).replace("{token} {class}", name)
 
 
 @dataclass(frozen=True)
