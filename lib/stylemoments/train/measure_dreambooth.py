@@ -68,7 +68,6 @@ VARIANTS = [
     Variant("LoRA 1", {"rank": 1}),
     Variant("2 images", images=2),
     Variant("prior 0.3", {"prior_weight": 0.3}),
-    Variant("long, no prior", LONG | {"prior_weight": 0.0}, measured=CURVE),
 ]
 
 
