@@ -367,7 +367,9 @@ def dreambooth(
     size: Annotated[str | None, typer.Option(help="tiny, sd15 or sdxl (default: what runs here)")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="train low-rank adapters instead of all weights")] = False,
     rank: Annotated[int | None, typer.Option(min=1, help="of --lora (default: 8)")] = None,
-    text: Annotated[Text, typer.Option(help="the text encoder: leave it, train one row, or all of it")] = Text.FROZEN,
+    text: Annotated[
+        Text | None, typer.Option(help="of the text encoder train nothing, one row, or all (default: that of the size)")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="default: that of the size")] = None,
     prior_weight: Annotated[float, typer.Option(min=0, help="of the pictures of the class; 0 is none")] = 1.0,
     class_images: Annotated[int | None, typer.Option(min=1, help="how many (default: 32 if tiny, else 200)")] = None,
@@ -381,7 +383,14 @@ def dreambooth(
         subject = _read_photographs(photographs)
         size = diffusion.choose_size(size)
         settings = _settings(
-            size, state.num_processes, lora, rank, text=text.value, prior_weight=prior_weight, seed=seed, steps=steps
+            size,
+            state.num_processes,
+            lora,
+            rank,
+            prior_weight=prior_weight,
+            seed=seed,
+            text=text and text.value,
+            steps=steps,
         )
         n = (class_images or CLASS_IMAGES[size]) if prior_weight else 0
         run = _run_facts(subject, token, noun, size, n, settings)
@@ -449,15 +458,15 @@ def _read_photographs(places: list[Path]) -> list:
     return subject
 
 
-def _settings(size: str, processes: int, lora: bool, rank: int | None, *, steps: int | None, **changes):
-    """The settings of a size, with a batch that the processes can share."""
+def _settings(size: str, processes: int, lora: bool, rank: int | None, **changes):
+    """The settings of a size, changed where a change is not None, with a batch that the processes can share."""
     from . import dreambooth
 
     if rank and not lora:
         raise ValueError(f"--rank is of LoRA; got --rank {rank} without it: add --lora, or leave --rank out")
     rank = (rank or 8) if lora else None
     batch = -(-dreambooth.defaults(size, rank=rank).batch // processes) * processes
-    changes |= {} if steps is None else {"steps": steps}
+    changes = {name: value for name, value in changes.items() if value is not None}
     return dreambooth.defaults(size, rank=rank, batch=batch, **changes)
 
 
