@@ -404,7 +404,7 @@ def dreambooth(
                 dream.class_images = _class_images(dream, n, out / "class")
         _train(dream, out)
         if state.is_main_process:
-            with diffusion._quiet():
+            with diffusion.quiet():
                 dream.save(out / "model")
             _draw_samples(dream, out / "samples.png")
             typer.echo(f"{out / 'model'}\n{out / 'samples.png'}")

@@ -17,9 +17,10 @@ Sources: latent diffusion 2112.10752, DDIM 2010.02502, DDPM 2006.11239, guidance
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -106,13 +107,31 @@ def load(
         ConnectionError: sd15 or sdxl is not on this machine and cannot be downloaded.
     """
     size = choose_size(size)
+    if size == "tiny":
+        return _ready(lambda dtype: _saved(zoo.folder("tiny-sd"), dtype), size, device, dtype)
+    return _ready(lambda dtype: _remote(size, dtype), size, device, dtype)
+
+
+def load_folder(folder: str | Path, size: str | None = None) -> DiffusionPipeline:
+    """A pipeline that ``save_pretrained`` wrote, ready to sample; device and dtype are those :func:`load` takes.
+
+    Args:
+        folder: with ``model_index.json``.
+        size: what it was made from, one of ``SIZES``; None where that is not known.
+    """
+    return _ready(lambda dtype: _saved(folder, dtype), size, None, None)
+
+
+def _ready(read: Callable[[torch.dtype], DiffusionPipeline], size: str | None, device, dtype) -> DiffusionPipeline:
+    """What ``read`` reads in a dtype, with the scheduler that the loops here need."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or (torch.float16 if device.type == "cuda" and size != "tiny" else torch.float32)
-    with _quiet():
-        pipe = _local(dtype) if size == "tiny" else _remote(size, dtype)
+    half = device.type == "cuda" and size in ("sd15", "sdxl")
+    with quiet():
+        pipe = read(dtype or (torch.float16 if half else torch.float32))
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, thresholding=False)
     pipe.set_progress_bar_config(disable=True)
-    pipe.size = size
+    if size is not None:
+        pipe.size = size
     return pipe.to(device)
 
 
@@ -120,8 +139,7 @@ def _entry(size: str) -> zoo.Entry:
     return zoo.entry("tiny-sd" if size == "tiny" else size)
 
 
-def _local(dtype: torch.dtype) -> DiffusionPipeline:
-    folder = zoo.folder("tiny-sd")
+def _saved(folder: str | Path, dtype: torch.dtype) -> DiffusionPipeline:
     return DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
 
 
@@ -146,7 +164,7 @@ def _remote(size: str, dtype: torch.dtype) -> DiffusionPipeline:
 
 
 @contextmanager
-def _quiet():
+def quiet():
     """No progress bars while weights are read from disk."""
     from transformers.utils import logging as transformers_logging
 
@@ -198,20 +216,20 @@ def encode_prompts(pipe: DiffusionPipeline, prompts: str | Sequence[str], *, neg
     )  # fmt: skip
     if not pooled:
         return Prompts(cond, uncond)
-    height, width = (side * pipe.vae_scale_factor for side in _sides(pipe))
+    height, width = (side * pipe.vae_scale_factor for side in latent_sides(pipe))
     time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=cond.dtype, device=cond.device)
     return Prompts(cond, uncond, *pooled, time_ids.repeat(len(prompts), 1))
 
 
-def _sides(pipe: DiffusionPipeline) -> tuple[int, int]:
+def latent_sides(pipe: DiffusionPipeline) -> tuple[int, int]:
     """Rows and columns of the latents that the U-Net was trained on."""
     side = pipe.unet.config.sample_size
     return (side, side) if isinstance(side, int) else tuple(side)
 
 
 @contextmanager
-def _float32(vae):
-    """Half precision overflows in the autoencoder of Stable Diffusion XL."""
+def in_float32(vae):
+    """The autoencoder in float32: half precision overflows in that of Stable Diffusion XL."""
     dtype = vae.dtype
     try:
         yield torch.nn.Module.to(vae, torch.float32)  # diffusers' own `to` warns whenever it is given a dtype
@@ -222,7 +240,7 @@ def _float32(vae):
 @torch.no_grad()
 def decode(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
     """Images, float32 ``(B, 3, H, W)`` in [0, 1], of clean latents."""
-    with _float32(pipe.vae) as vae:
+    with in_float32(pipe.vae) as vae:
         images = vae.decode(latents.to(vae.device, torch.float32) / vae.config.scaling_factor).sample
     return (images / 2 + 0.5).clamp(0, 1)
 
@@ -239,7 +257,7 @@ def encode(pipe: DiffusionPipeline, images: Tensor, *, generator: torch.Generato
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"encode needs images of shape (B, 3, H, W) in [0, 1]; got shape {tuple(images.shape)}")
-    with _float32(pipe.vae) as vae:
+    with in_float32(pipe.vae) as vae:
         posterior = vae.encode(images.to(vae.device, torch.float32) * 2 - 1).latent_dist
     latents = posterior.mode() if generator is None else posterior.sample(generator)
     return latents * pipe.vae.config.scaling_factor
@@ -423,13 +441,14 @@ def _noise(pipe: DiffusionPipeline, generators: list[torch.Generator], shape: Se
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators]).to(pipe.device)
 
 
-def _latent_shape(pipe: DiffusionPipeline) -> tuple[int, int, int]:
-    return (pipe.unet.config.in_channels, *_sides(pipe))
+def latent_shape(pipe: DiffusionPipeline) -> tuple[int, int, int]:
+    """Channels, rows and columns of the latents that the U-Net was trained on."""
+    return (pipe.unet.config.in_channels, *latent_sides(pipe))
 
 
 def initial_latents(pipe: DiffusionPipeline, n: int, seed: int) -> Tensor:
     """Standard normal latents ``(n, C, H, W)``, float32; picture i has the noise of seed + i."""
-    return _noise(pipe, _generators(n, seed), _latent_shape(pipe))
+    return _noise(pipe, _generators(n, seed), latent_shape(pipe))
 
 
 def default_guidance(pipe: DiffusionPipeline) -> float:
@@ -466,7 +485,7 @@ def sample(
     prompts = prompts if isinstance(prompts, Prompts) else encode_prompts(pipe, prompts)
     guidance = default_guidance(pipe) if guidance is None else guidance
     generators = _generators(len(prompts), seed)
-    drawn = _noise(pipe, generators, _latent_shape(pipe) if latents is None else latents.shape[1:])
+    drawn = _noise(pipe, generators, latent_shape(pipe) if latents is None else latents.shape[1:])
     latents = _matching(drawn if latents is None else latents.to(pipe.device), prompts)
     for index, (t, alpha_bar, alpha_bar_next) in enumerate(schedule(pipe, steps)):
         clean, noise = predict(pipe, latents, t, prompts, guidance=guidance)

@@ -37,7 +37,7 @@ from .world.prompts import article
 import numpy as np
 import torch
 from accelerate import PartialState
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.training_utils import EMAModel
 from diffusers.utils import convert_state_dict_to_diffusers
@@ -565,7 +565,7 @@ class DreamBooth:
 
     def _draws(self, step: int, kind: int) -> tuple[Tensor, ...]:
         """For n pictures of one kind: the kind, which picture in turn, three numbers in [0, 1), time, two noises."""
-        n, shape = self.settings.batch, diffusion._latent_shape(self.pipe)
+        n, shape = self.settings.batch, diffusion.latent_shape(self.pipe)
         random = np.random.default_rng([self.settings.seed, step, kind])
         places = torch.from_numpy(random.random((n, 3), np.float32))
         times = torch.from_numpy(random.integers(len(_levels(self.pipe)), size=n))
@@ -587,7 +587,7 @@ class DreamBooth:
     @torch.no_grad()
     def _posterior(self, seen: Crop) -> tuple[Tensor, Tensor, Tensor]:
         """Also mean and deviation of the latents; one picture at a time, so that no bit depends on its neighbors."""
-        with diffusion._float32(self.pipe.vae) as vae:
+        with diffusion.in_float32(self.pipe.vae) as vae:
             posterior = vae.encode(seen.image[None].to(vae.device) * 2 - 1).latent_dist
             mean, deviation = (part[0] * vae.config.scaling_factor for part in (posterior.mean, posterior.std))
         return torch.tensor(seen.time_ids), mean, deviation
@@ -708,7 +708,7 @@ def load(folder: str | Path, *, pipe: DiffusionPipeline | None = None, strength:
     folder = Path(folder)
     facts = json.loads((folder / FACTS).read_text("utf-8")) if (folder / FACTS).exists() else {}
     if (folder / "model_index.json").exists():
-        return _load_pipeline(folder, facts.get("size"))
+        return diffusion.load_folder(folder, facts.get("size"))
     if folder.suffix != ".safetensors" and not [*folder.glob("*.safetensors")]:
         raise FileNotFoundError(f"{folder} holds neither a pipeline (model_index.json) nor a LoRA file (*.safetensors)")
     if pipe is None:
@@ -722,23 +722,11 @@ def load(folder: str | Path, *, pipe: DiffusionPipeline | None = None, strength:
     return pipe
 
 
-def _load_pipeline(folder: Path, size: str | None) -> DiffusionPipeline:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float16 if device == "cuda" and size in ("sd15", "sdxl") else torch.float32
-    with diffusion._quiet():
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, thresholding=False)
-    pipe.set_progress_bar_config(disable=True)
-    if size is not None:
-        pipe.size = size
-    return pipe.to(device)
-
-
 def _load_lora(pipe: DiffusionPipeline, path: Path) -> None:
     if ADAPTER in _adapters(pipe):
         raise ValueError(f"this pipeline has a {ADAPTER!r} adapter already; load a fresh one, or unload_lora_weights()")
     folder, name = (path.parent, path.name) if path.is_file() else (path, None)
-    with diffusion._quiet():
+    with diffusion.quiet():
         pipe.load_lora_weights(str(folder), weight_name=name, adapter_name=ADAPTER)
 
 
@@ -900,7 +888,7 @@ def _adapters(pipe: DiffusionPipeline) -> set[str]:
 
 def _checked_side(pipe: DiffusionPipeline) -> int:
     """Length in pixels of the pictures that the pipeline is trained on."""
-    height, width = diffusion._sides(pipe)
+    height, width = diffusion.latent_sides(pipe)
     if height != width:
         raise ValueError(f"training takes square pictures; the U-Net of this pipeline is made for {height} x {width}")
     kind = pipe.scheduler.config.get("prediction_type", "none")

@@ -347,10 +347,10 @@ def _same_size(frames: Iterable[Tensor]) -> Iterator[np.ndarray]:
         raise ValueError("there is nothing to write: got no frames")
 
 
-def _natural(path: Path) -> list:
+def natural(path: Path) -> list:
     """A key that sorts numbers in names by value.
 
-    >>> sorted(map(Path, ["f10.png", "f9.png"]), key=_natural)[0].name
+    >>> sorted(map(Path, ["f10.png", "f9.png"]), key=natural)[0].name
     'f9.png'
     """
     return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", path.name)]
@@ -361,7 +361,7 @@ def _read_folder(path: Path) -> Clip:
     files = [file for file in path.iterdir() if file.suffix.lower() in known and not file.name.startswith(".")]
     if not files:
         raise FileNotFoundError(f"the folder {path} holds no pictures; name one that does, or a video")
-    return Clip(map(read, sorted(files, key=_natural)), FPS, len(files))
+    return Clip(map(read, sorted(files, key=natural)), FPS, len(files))
 
 
 def _write_folder(part: Path, frames: Iterator[np.ndarray], fps: float) -> None:

@@ -56,7 +56,7 @@ def find(places: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if path.is_file() and path.name[0] != "."), key=files._natural)
+    return sorted((path for path in folder.iterdir() if path.is_file() and path.name[0] != "."), key=files.natural)
 
 
 def _is_picture(path: Path) -> bool:

@@ -20,7 +20,6 @@ from .world.prompts import article
 DATA = Path(__file__).parent / "data"
 LIVE = ("cat", "dog")  # the classes of DreamBooth's live subjects
 CLASSES = "prompts_and_classes.txt"  # of DreamBooth's data set: which class each folder shows
-PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -126,13 +125,15 @@ def read_dreambooth_folder(root: str | Path) -> list[PhotographedSubject]:
         >>> subjects[0].name, subjects[0].noun, len(subjects[0].paths)  # doctest: +SKIP
         ('backpack', 'backpack', 6)
     """
+    from .photos import find
+
     root = Path(root)
     root = root / "dataset" if (root / "dataset").is_dir() else root
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    found = {folder.name: paths for folder in folders if (paths := _photographs(folder))}
+    found = {folder.name: tuple(paths) for folder in folders if (paths := find([folder])[0])}
     if not found:
         raise FileNotFoundError(
-            f"a data set like DreamBooth's has a folder of photographs ({', '.join(PHOTOGRAPHS)}) per subject; {root} "
+            f"a data set like DreamBooth's has a folder of photographs per subject; {root} "
             f"{'has none' if root.is_dir() else 'is not there'}. Clone github.com/google/dreambooth and pass its folder"
         )
     nouns = _classes(root / CLASSES)
@@ -143,10 +144,6 @@ def read_dreambooth_folder(root: str | Path) -> list[PhotographedSubject]:
             f"{unknown[0]},NOUN to {root / CLASSES}"
         )
     return [PhotographedSubject(name, nouns[name], paths) for name, paths in found.items()]
-
-
-def _photographs(folder: Path) -> tuple[Path, ...]:
-    return tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTOGRAPHS))
 
 
 def _classes(file: Path) -> dict[str, str]:
