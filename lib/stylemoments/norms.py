@@ -345,10 +345,30 @@ def adain(x: Tensor, y: Tensor, *, dim: Dim = (-2, -1), eps: float = 1e-5, unbia
     _floating(x, "adain")
     _floating(y, "adain")
     _check_kept_axes(x, y, dim)
+    return with_moments(x, *moments(y, dim, unbiased=unbiased), dim=dim, eps=eps, unbiased=unbiased)
+
+
+def with_moments(
+    x: Tensor, mean: Tensor, variance: Tensor, *, dim: Dim = (-2, -1), eps: float = 1e-5, unbiased: bool = True
+) -> Tensor:
+    r"""Give x these moments: what :func:`adain` does once those of the style are known, so that they can be kept.
+
+    Args:
+        x: content; floating point.
+        mean, variance: what :func:`moments` returns for the style, over the same ``dim``.
+        dim, eps, unbiased: see :func:`adain`.
+
+    Raises:
+        TypeError: x is not floating point.
+        ValueError: one element under an unbiased variance.
+
+    Example:
+        >>> with_moments(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor(40.0), torch.tensor(100.0), dim=-1)
+        tensor([[30.0000, 40.0000, 50.0000]])
+    """
+    _floating(x, "with_moments")
     x, _ = _center(x, dim)
-    y, y_mean = _center(y, dim)
-    ratio = (_variance(y, dim, unbiased=unbiased) + eps) / (_variance(x, dim, unbiased=unbiased) + eps)
-    return x * ratio.sqrt() + y_mean
+    return x * ((variance + eps) / (_variance(x, dim, unbiased=unbiased) + eps)).sqrt() + mean
 
 
 def _check_kept_axes(x: Tensor, y: Tensor, dim: Dim) -> None:

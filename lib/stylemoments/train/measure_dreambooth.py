@@ -11,19 +11,16 @@ Each row is one model, measured after Ruiz et al. 2022 (arXiv 2208.12242): pictu
 """
 
 import copy
-import csv
-import json
-from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from .. import diffusion, dreambooth, embed, files, judge, metrics, prompts, world
+from .. import diffusion, dreambooth, embed, judge, metrics, prompts, world
+from . import measured
 
 DATA = prompts.DATA / "dreambooth.csv"
 TOKEN = "sks"
@@ -34,7 +31,6 @@ STEPS = 12  # of the sampling
 SEED = 1000  # of the sampling
 FEW = 5  # subjects of an ablation
 ORDER = (0, 3, 6, 9, 12, 15, 2, 5, 8, 11, 14, 1, 4, 7, 10, 13)  # fewer subjects are the first of these
-TEXTS = ("variant", "name")  # columns that are not numbers
 
 
 @dataclass(frozen=True)
@@ -75,11 +71,9 @@ VARIANTS = [
 
 
 @cache
-def table() -> list[dict]:
-    """The rows of ``data/dreambooth.csv``; numbers are numbers, and what was not measured is absent."""
-    with DATA.open(encoding="utf-8", newline="") as file:
-        rows = [{name: text for name, text in row.items() if text} for row in csv.DictReader(file)]
-    return [{name: text if name in TEXTS else float(text) for name, text in row.items()} for row in rows]
+def table() -> measured.Rows:
+    """The rows of ``data/dreambooth.csv``."""
+    return measured.read(DATA, texts=("variant", "name"))
 
 
 def column(measure: str, variant: str, *, step: int | None = None, strength: float = 1.0) -> dict[str, float]:
@@ -113,9 +107,7 @@ def paired(measure: str, variant: str, other: str, **where) -> tuple[list[float]
         other: the variant to compare with, at its own last step.
         where: step and strength of ``variant``.
     """
-    one, two = column(measure, variant, **where), column(measure, other)
-    both = [name for name in one if name in two]
-    return [one[name] for name in both], [two[name] for name in both]
+    return measured.shared(column(measure, variant, **where), column(measure, other))
 
 
 # ---------------------------------------------------------------------------------------- measuring
@@ -244,49 +236,19 @@ def untrained(base, seed: int, subject: world.Subject) -> list[dict]:
     return rows + [{"variant": "base"} | key | measure(base, subject, TOKEN, subject.noun)]
 
 
-def plan() -> Iterator[tuple[str, Variant | None, int, world.Subject]]:
-    """Every run with the name of its file, the widest variants first."""
+def plan(base, out: Path) -> Iterator[tuple]:
+    """Every run with its name, the widest variants first."""
     for seed, subject in chosen(VARIANTS[0]):
-        yield f"untrained--{subject.name}", None, seed, subject
+        yield f"untrained--{subject.name}", partial(untrained, base, seed, subject)
     for variant in VARIANTS:
         for seed, subject in chosen(variant):
-            yield f"{variant.name}--{subject.name}".replace(" ", "-"), variant, seed, subject
+            yield f"{variant.name}--{subject.name}", partial(run, base, variant, seed, subject, out)
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for the finished runs")
-    parser.add_argument("--part", default="0/1", help="which share of the runs: 0/2 and 1/2 are two halves")
-    options = parser.parse_args()
-    part, parts = map(int, options.part.split("/"))
-    runs = options.out / "runs"
-    runs.mkdir(parents=True, exist_ok=True)
+    options = measured.options(__doc__.splitlines()[0]).parse_args()
     base = diffusion.load("tiny", device="cpu")
-    todo = [*plan()][part::parts]
-    for name, variant, seed, subject in tqdm(todo, desc="runs", unit="run", mininterval=1):
-        path = runs / f"{name}.json"
-        if path.exists():
-            continue
-        rows = untrained(base, seed, subject) if variant is None else run(base, variant, seed, subject, options.out)
-        with files.whole(path) as part_file:
-            part_file.write_text(json.dumps(rows), "utf-8")
-    collect(runs)
-
-
-def collect(runs: Path) -> None:
-    """All rows as one table in the package, once every run is done."""
-    paths = [runs / f"{name}.json" for name, *_ in plan()]
-    missing = [path.stem for path in paths if not path.exists()]
-    if missing:
-        print(f"{len(missing)} runs are missing, such as {missing[0]}: {DATA} stays as it is")
-        return
-    rows = [row for path in paths for row in json.loads(path.read_text("utf-8"))]
-    columns = max(rows, key=len)
-    with files.whole(DATA, force=True) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: f"{v:.5g}" if isinstance(v, float) else v for name, v in row.items()})
+    measured.run(plan(base, options.out), options.out / "runs", DATA, part=options.part)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,646 @@
+r"""StyleAligned: pictures of one style, by letting them share attention while they are drawn.
+
+Hertz, Voynov, Fruchter, Cohen-Or, *Style Aligned Image Generation via Shared Attention*, CVPR 2024 (arXiv 2312.02133).
+In the self-attention of a diffusion U-Net each target picture t looks at a reference picture r beside itself:
+
+.. math:: \hat Q_t = \mathrm{AdaIN}(Q_t, Q_r), \qquad \hat K_t = \mathrm{AdaIN}(K_t, K_r)
+
+.. math:: \mathrm{softmax}\left(\hat Q_t \, [\hat K_t; K_r]^\top / \sqrt d\right) \, [V_t; V_r]
+
+The moments of AdaIN are those of each feature of each head, over the tokens. The reference looks at itself alone: it
+comes out bit for bit as without its followers. Nothing is trained.
+
+Axes: ``B`` rows of the batch, ``h`` heads, ``N`` tokens (places of the picture), ``d`` features; ``t`` target rows,
+``r`` reference rows, ``R`` references that one target follows.
+
+What differs from the public code (github.com/google/style-aligned): where the reference stands in the batch, and
+whether guidance doubled it, is seen or said, never guessed; the layers that share are a fraction or names; a shift is
+an additive bias of fused attention; the scale and the norms leave the reference itself alone; several sets fit into one
+batch; a picture can follow several references; and what targets need of a reference can be kept.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass, field, fields
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import _torchvision  # noqa: F401
+from .norms import moments, with_moments
+
+# isort: split
+from diffusers.models.attention import BasicTransformerBlock
+
+EPS = 1e-5  # of AdaIN, as in the public code
+LAYOUTS = ("auto", "single", "halves", "pairs")
+PLAIN = ("AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
+
+
+# ---------------------------------------------------------------------------------------- the formulas
+
+
+def blended(mean: Tensor, variance: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    r"""The moments with which AdaIN equals :math:`\sum_k w_k \, \mathrm{AdaIN}(x, y_k)`: means and deviations mixed.
+
+    Args:
+        mean, variance: of the references, ``(t, R, h, 1, d)``.
+        weights: ``(t, R)``, each row sums to 1.
+
+    Returns:
+        mean and variance, ``(t, h, 1, d)``.
+
+    Example:
+        >>> mean, variance = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1, 1), torch.tensor([1.0, 9.0]).view(1, 2, 1, 1, 1)
+        >>> [round(x.item(), 3) for x in blended(mean, variance, torch.tensor([[0.5, 0.5]]))]  # deviations 1 and 3
+        [0.5, 4.0]
+    """
+    weights = weights[..., None, None, None]
+    deviation = ((variance + EPS).sqrt() * weights).sum(1)
+    return (mean * weights).sum(1), deviation.square() - EPS
+
+
+def pooled(mean: Tensor, variance: Tensor, weights: Tensor, other_mean: Tensor, other_variance: Tensor):
+    """Moments of a target and its references taken together, the target counting as much as all of them.
+
+    With one reference these are the moments of both, one below the other: what sharing group norm means.
+
+    Args:
+        mean, variance: biased, of the targets, ``(t, ...)``.
+        weights: ``(t, R)``, each row sums to 1.
+        other_mean, other_variance: of their references, ``(t, R, ...)``.
+
+    Returns:
+        mean and variance, ``(t, ...)``.
+
+    Example:
+        >>> t, r = torch.tensor([[1.0, 3.0]]), torch.tensor([[5.0, 7.0]])  # together: mean 4, variance 5
+        >>> mean, variance = pooled(*moments(t, -1), torch.ones(1, 1), *(x[:, None] for x in moments(r, -1)))
+        >>> mean.item(), variance.item()
+        (4.0, 5.0)
+    """
+    weights = weights.view(*weights.shape, *[1] * (mean.ndim - 1))
+    together = (mean + (weights * other_mean).sum(1)) / 2
+    spread = (weights * (other_variance + (other_mean - together[:, None]).square())).sum(1)
+    return together, (variance + (mean - together).square() + spread) / 2
+
+
+def _float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()  # half precision overflows in a variance of 4096 tokens
+
+
+def _token_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return moments(_float32(x), -2, unbiased=True)  # b h 1 d
+
+
+# ---------------------------------------------------------------------------------------- who follows whom
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Who follows whom in one batch of the U-Net; the fields are rows, or places in ``source``."""
+
+    plain: Tensor  # (p,) rows that are computed as without sharing
+    targets: Tensor  # (t,) rows that look at others, too
+    source: Tensor | None  # (r,) rows that are looked at; None where they were kept
+    followed: Tensor  # (t, R) which of the source each target looks at
+    weights: Tensor  # (t, R) how much; 0 fills up
+
+    def of_targets(self, x: Tensor) -> Tensor:
+        """What each target follows, (t, R, ...), of (r, ...)."""
+        return x[self.followed]
+
+
+def _follows(reference, n: int) -> list[dict[int, float]]:
+    """For each of n pictures, which it follows with which weight; a reference follows itself."""
+    entries = [reference] * n if isinstance(reference, int) else list(reference)
+    if len(entries) != n:
+        raise ValueError(
+            f"reference has {len(entries)} entries, one for each picture, but the U-Net was called with {n} pictures"
+        )
+    follows = [dict(entry) if isinstance(entry, Mapping) else {entry: 1.0} for entry in entries]
+    for picture, weights in enumerate(follows):
+        for j in weights:
+            if j not in range(n):
+                raise ValueError(f"picture {picture} cannot follow picture {j}: the batch has pictures 0 to {n - 1}")
+            if follows[j] != {j: 1.0}:
+                raise ValueError(
+                    f"picture {picture} follows picture {j}, which follows another itself; a reference follows itself, "
+                    f"so entry {j} of reference must be {j}"
+                )
+    return follows
+
+
+def _check_reference(reference) -> None:
+    """What can be said of a reference before the pictures are counted."""
+    if isinstance(reference, KeptReference) or (isinstance(reference, int) and reference >= 0):
+        return
+    if not isinstance(reference, Sequence) or isinstance(reference, str) or not reference:
+        raise ValueError(
+            "reference is the index of a picture, a list with an entry for each picture, or a KeptReference; "
+            f"got {reference!r}"
+        )
+    for entry in reference:
+        weights = entry if isinstance(entry, Mapping) else {entry: 1.0}
+        fine = all(isinstance(j, int) and w > 0 for j, w in weights.items())
+        if not fine or not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
+            raise ValueError(
+                "an entry of reference is the index of the picture to follow, or indices with positive weights that "
+                f"sum to 1, such as {{0: 0.3, 1: 0.7}}; got {entry!r}"
+            )
+
+
+def batch_layout(latents: Tensor, layout: str = "auto") -> Tensor:
+    """Which rows of a batch are which pictures, with guidance or without.
+
+    Guidance shows the U-Net the same latents twice. ``"auto"`` sees this: rows that repeat as a whole are ``"halves"``,
+    ``[uncond; cond]`` or the other way round; rows that repeat one by one are ``"pairs"``; all others are ``"single"``.
+
+    Args:
+        latents: (B, C, H, W), what the U-Net is called with.
+        layout: of ``LAYOUTS``.
+
+    Returns:
+        (copies, pictures), the row of each copy of each picture.
+
+    Raises:
+        ValueError: an unknown layout, one that does not fit, or latents that are all the same.
+
+    Example:
+        >>> noise = torch.randn(3, 4, 8, 8)
+        >>> batch_layout(torch.cat([noise, noise]))
+        tensor([[0, 1, 2],
+                [3, 4, 5]])
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"the layout is one of {', '.join(LAYOUTS)}; got {layout!r}")
+    batch = len(latents)
+    if layout == "auto":
+        layout = _seen_layout(latents)
+    if layout != "single" and batch % 2:
+        raise ValueError(f"the layout {layout!r} has two rows for each picture; got a batch of {batch}")
+    rows = torch.arange(batch, device=latents.device)
+    return {"single": rows[None], "halves": rows.view(2, -1), "pairs": rows.view(-1, 2).T}[layout]
+
+
+def _seen_layout(latents: Tensor) -> str:
+    batch = len(latents)
+    if batch == 1 or batch % 2:
+        return "single"
+    halves = torch.equal(latents[: batch // 2], latents[batch // 2 :])
+    pairs = torch.equal(latents[::2], latents[1::2])
+    if batch > 2 and halves and pairs:  # two rows are one picture with guidance, far more often than two of one noise
+        raise ValueError(
+            f"all {batch} rows of the batch have the same latents, so which of them guidance doubled cannot be seen: "
+            'pass layout="halves" with guidance, "single" without, or begin the pictures with different noise'
+        )
+    return "halves" if halves else "pairs" if pairs else "single"
+
+
+# ---------------------------------------------------------------------------------------- a reference to keep
+
+
+class Kept(NamedTuple):
+    """What targets need of the references in one layer."""
+
+    keys: Tensor  # (r, h, N, d)
+    values: Tensor  # (r, h, N, d)
+    queries: tuple[Tensor, Tensor]  # mean and variance of the queries, (r, h, 1, d)
+
+
+@dataclass
+class Call:
+    """One call of the U-Net with the reference in its batch."""
+
+    timestep: float
+    copies: int  # 2 with guidance in one batch
+    layers: dict[str, Kept] = field(default_factory=dict)
+    norms: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # mean and variance, (r, groups, 1)
+
+
+class KeptReference:
+    """What a reference left behind, call by call of the U-Net, so that more targets can follow it.
+
+    ``StyleAligned(pipe, keep=True)`` makes it; pass it as ``reference``. It stays on the device that computed it.
+    """
+
+    def __init__(self):
+        self.calls: list[Call] = []
+        self._next = 0
+
+    def __repr__(self):
+        return f"KeptReference({len(self.calls)} calls of the U-Net, {self.nbytes / 1e6:.0f} MB)"
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in memory."""
+        kept = [x for call in self.calls for layer in call.layers.values() for x in (*layer[:2], *layer.queries)]
+        kept += [x for call in self.calls for pair in call.norms.values() for x in pair]
+        return sum(x.nbytes for x in kept)
+
+    def begin(self, timestep: float, copies: int) -> None:
+        """Make room for one more call."""
+        times = [call.timestep for call in self.calls]
+        if timestep in times and times[-1] != timestep:
+            raise ValueError(
+                "keep=True keeps one run of the sampler, and a second one began; leave the block after the first"
+            )
+        self.calls.append(Call(timestep, copies))
+
+    def follow(self, timestep: float, copies: int) -> Call:
+        """The kept call that belongs to the next one; after the last comes the first again."""
+        index = self._next % len(self.calls)
+        if self.calls[index].timestep != timestep and self.calls[0].timestep == timestep:
+            index = 0  # the run before was left early
+        call = self.calls[index]
+        if (call.timestep, call.copies) != (timestep, copies):
+            raise ValueError(
+                f"the reference was kept at timestep {call.timestep:g} with {call.copies} rows for each picture, and "
+                f"is followed at timestep {timestep:g} with {copies}: sample with the same steps and guidance"
+            )
+        self._next = index + 1
+        return call
+
+
+# ---------------------------------------------------------------------------------------- the patch
+
+
+def attention_layers(unet: nn.Module) -> list[str]:
+    """The names of the self-attention layers of a U-Net, from the noisy picture to the prediction.
+
+    Example:
+        >>> from . import diffusion
+        >>> attention_layers(diffusion.load("tiny", device="cpu").unet)[0]
+        size tiny: as asked
+        'down_blocks.0.attentions.0.transformer_blocks.0.attn1'
+    """
+    names = [name for name, block in unet.named_modules() if isinstance(block, BasicTransformerBlock)]
+    order = {"down": 0, "mid_": 1, "up_b": 2}  # a U-Net registers its middle last
+    return sorted((f"{name}.attn1" for name in names), key=lambda name: order.get(name[:4], 3))
+
+
+def choose_layers(names: Sequence[str], layers: float | Sequence[str]) -> list[str]:
+    """Some of the layers: a fraction, spread evenly, or those of these names.
+
+    Args:
+        names: all of them, in order.
+        layers: from 0 to 1, rounded half up to a number of layers; or names, or beginnings of names up to a dot.
+
+    Raises:
+        ValueError: a fraction outside [0, 1], or a name that no layer has.
+
+    Example:
+        >>> choose_layers(["down.0", "down.1", "mid", "up.0", "up.1"], 0.4)
+        ['mid', 'up.1']
+        >>> choose_layers(["down.0", "down.1", "mid", "up.0", "up.1"], ["mid", "up"])
+        ['mid', 'up.0', 'up.1']
+    """
+    if isinstance(layers, str):
+        layers = [layers]
+    if not isinstance(layers, Sequence):
+        if not 0 <= layers <= 1:
+            raise ValueError(f"layers is a fraction from 0 to 1, or a list of names; got {layers}")
+        n, k = len(names), math.floor(layers * len(names) + 0.5)
+        return [name for i, name in enumerate(names) if (i + 1) * k // n > i * k // n]
+    for asked in layers:
+        if not any(_under(name, asked) for name in names):
+            raise ValueError(
+                f"no self-attention layer is called {asked!r} or lies in it; the layers are {', '.join(names)}"
+            )
+    return [name for name in names if any(_under(name, asked) for asked in layers)]
+
+
+def _under(name: str, asked: str) -> bool:
+    return name == asked or name.startswith(f"{asked}.")
+
+
+@dataclass(eq=False)
+class StyleAligned:
+    r"""Pictures that a pipeline draws in this block share the style of the reference among them.
+
+    The U-Net is changed on entry and as before after the block, also where the block fails. LoRA, IP-Adapters and
+    ControlNets stay as they are and act as always. Gradients flow through.
+
+    Args:
+        pipe: anything with a ``.unet`` of diffusers' class ``UNet2DConditionModel``: Stable Diffusion 1, 2 or XL, the
+            tiny pipeline, your own.
+        share_attention: targets look at the reference's keys and values beside their own. Default of the paper.
+        adain_queries, adain_keys, adain_values: targets' queries, keys or values get the reference's moments first. The
+            paper's default is queries and keys.
+        full_attention: every picture of a set looks at all of them, without AdaIN and without a reference: the paper's
+            ablation. No other setting but ``layers``, ``reference`` (who is in which set) and ``layout`` then matters.
+        share_group_norm: target and reference are normalized by their common moments in every group norm. Off in
+            the paper, on in the public code's experiment with SDXL.
+        share_layer_norm: the same for the layer norms of the transformer blocks. It is what the public code does, and
+            it changes nothing: a layer norm takes the moments of each token alone.
+        reference_scale: factor of the reference's keys as targets see them; 0 to about 1.2. Below 1 is for references
+            that draw too much attention to themselves; 1 is the paper.
+        reference_shift: added to the logits of the reference's keys; any number, and log 2 equals a second copy of the
+            reference. 0 is the paper, minus infinity is no sharing.
+        layers: which self-attention layers share: a fraction from 0 to 1 of them, spread evenly, or a list of names as
+            in :func:`attention_layers` or their beginnings, such as ``["up_blocks"]``. 1, all of them, is the paper.
+        reference: which picture is the reference. An index: one set, and all others follow it; the first is the paper.
+            A list with an entry for each picture, the index of the one it follows: several sets in one batch, where
+            ``[0, 0, 2, 2]`` is two; a picture that follows itself is a reference, or alone. An entry such as
+            ``{0: 0.3, 1: 0.7}`` follows several: their keys are weighed by it, and their moments are mixed (ours, not
+            the paper's). Or a :class:`KeptReference`: every picture of the batch follows that.
+        layout: how guidance doubles the batch, see :func:`batch_layout`; ``"auto"`` sees it.
+        keep: keep what targets need of the reference; after the block it is in the attribute ``kept``. The batch may
+            then be the reference alone. It takes two tensors of tokens by channels for each layer, row and step.
+
+    Raises:
+        TypeError: a pipeline without such a U-Net.
+        ValueError: a setting out of its range, on entry. While sampling: no targets in the batch, a reference that is
+            not in it, latents that do not tell the layout.
+        RuntimeError: the U-Net is style-aligned already.
+
+    Example:
+        >>> from . import diffusion
+        >>> pipe = diffusion.load("tiny", device="cpu")
+        size tiny: as asked
+        >>> with StyleAligned(pipe):
+        ...     images = diffusion.generate(pipe, ["a cat in neon style", "an owl in neon style"], steps=2)
+        >>> images.shape
+        torch.Size([2, 3, 64, 64])
+    """
+
+    pipe: Any
+    _: KW_ONLY
+    share_attention: bool = True
+    adain_queries: bool = True
+    adain_keys: bool = True
+    adain_values: bool = False
+    full_attention: bool = False
+    share_group_norm: bool = False
+    share_layer_norm: bool = False
+    reference_scale: float = 1.0
+    reference_shift: float = 0.0
+    layers: float | Sequence[str] = 1.0
+    reference: "int | Sequence[int | Mapping[int, float]] | KeptReference" = 0
+    layout: str = "auto"
+    keep: bool = False
+
+    def __post_init__(self):
+        unet = getattr(self.pipe, "unet", None)
+        if not isinstance(unet, nn.Module) or not attention_layers(unet):
+            raise TypeError(
+                "StyleAligned needs a pipeline whose .unet is a U-Net with transformer blocks, such as a Stable "
+                f"Diffusion pipeline; got {type(self.pipe).__name__} with {type(unet).__name__}"
+            )
+        self._names = choose_layers(attention_layers(unet), self.layers)
+        _check_reference(self.reference)
+        if not (math.isfinite(self.reference_scale) and self.reference_scale >= 0):
+            raise ValueError(f"reference_scale is a finite factor, 0 or more; got {self.reference_scale}")
+        if math.isnan(self.reference_shift) or self.reference_shift == math.inf:
+            raise ValueError(f"reference_shift is a number below infinity; got {self.reference_shift}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"the layout is one of {', '.join(LAYOUTS)}; got {self.layout!r}")
+        if self.full_attention:
+            self._check_full_attention()
+        if isinstance(self.reference, KeptReference):
+            self._check_kept(self.reference)
+        self.kept: KeptReference | None = None
+        self._undo = ExitStack()
+
+    def _check_full_attention(self) -> None:
+        entries = self.reference if isinstance(self.reference, Sequence) else []
+        if isinstance(self.reference, KeptReference) or self.keep or any(isinstance(e, Mapping) for e in entries):
+            raise ValueError(
+                "with full_attention every picture looks at all of its set: there is no reference to keep or to mix"
+            )
+        changed = [name for name in ("share_group_norm", "share_layer_norm") if getattr(self, name)]
+        changed += ["reference_scale"] * (self.reference_scale != 1) + ["reference_shift"] * (self.reference_shift != 0)
+        if changed:
+            raise ValueError(f"with full_attention there is no reference for {', '.join(changed)}; leave it out")
+
+    def _check_kept(self, kept: KeptReference) -> None:
+        if self.keep:
+            raise ValueError("keep=True needs a fresh reference in the batch; this one is kept already")
+        if not kept.calls:
+            raise ValueError("the reference is empty: sample with it in a block of StyleAligned(pipe, keep=True) first")
+        missing = [name for name in self._names if name not in kept.calls[0].layers]
+        if missing or (self.share_group_norm and not kept.calls[0].norms):
+            what = f"of layer {missing[0]}" if missing else "for share_group_norm"
+            raise ValueError(f"nothing was kept {what}: keep the reference with the settings that its followers need")
+
+    # ------------------------------------------------------------------ entering and leaving
+
+    def __enter__(self):
+        unet = self.pipe.unet
+        if any(isinstance(getattr(hook, "__self__", None), StyleAligned) for hook in unet._forward_pre_hooks.values()):
+            raise RuntimeError("this U-Net is style-aligned already; leave the other block first")
+        modules = dict(unet.named_modules())
+        for name in self._names:
+            if (kind := type(modules[name].processor).__name__) not in PLAIN:
+                raise TypeError(
+                    f"StyleAligned would put aside what the processor {kind} does in {name}; it can replace "
+                    f"{', '.join(PLAIN)}. Choose other layers, or call unet.set_default_attn_processor() first"
+                )
+        self.kept = KeptReference() if self.keep else None
+        self._plans: dict[tuple, Rows] = {}
+        with ExitStack() as undo:
+            self._hook(undo, unet.register_forward_pre_hook(self._begin, with_kwargs=True))
+            for name in self._names:
+                undo.callback(modules[name].set_processor, modules[name].processor)
+                modules[name].set_processor(_SharedAttention(self, name))
+            for name, module in modules.items():
+                if self.share_group_norm and isinstance(module, nn.GroupNorm):
+                    self._hook(undo, module.register_forward_hook(partial(self._group_norm, name)))
+                if self.share_layer_norm and isinstance(module, nn.LayerNorm) and "transformer_blocks" in name:
+                    self._hook(undo, module.register_forward_hook(self._layer_norm))
+            self._undo = undo.pop_all()
+        return self
+
+    @staticmethod
+    def _hook(undo: ExitStack, handle) -> None:
+        undo.callback(handle.remove)
+
+    def __exit__(self, *exception):
+        self._undo.close()
+        self._plans = {}
+
+    def settings(self) -> dict:
+        """All settings but the pipeline, by name."""
+        names = [f.name for f in fields(self) if f.name not in ("pipe", "_")]
+        return {name: getattr(self, name) for name in names}
+
+    # ------------------------------------------------------------------ one call of the U-Net
+
+    def _begin(self, unet: nn.Module, args: tuple, options: dict) -> None:
+        """See who is in the batch, before the U-Net computes."""
+        latents = args[0] if args else options["sample"]
+        timestep = float(args[1] if len(args) > 1 else options["timestep"])
+        rows = batch_layout(latents, self.layout)
+        key = (*rows.flatten().tolist(), *rows.shape, latents.device)
+        if key not in self._plans:
+            self._plans[key] = self._plan(rows)
+        self._rows = self._plans[key]
+        self._call = None
+        if self.keep:
+            self.kept.begin(timestep, len(rows))
+            self._call = self.kept.calls[-1]
+        elif isinstance(self.reference, KeptReference):
+            self._call = self.reference.follow(timestep, len(rows))
+
+    def _plan(self, rows: Tensor) -> Rows:
+        copies, n = rows.shape
+        index = partial(torch.tensor, device=rows.device, dtype=torch.long)
+        if isinstance(self.reference, KeptReference):
+            copy = torch.arange(copies, device=rows.device)[:, None].expand(copies, n)
+            return Rows(index([]), rows.flatten(), None, copy.reshape(-1, 1), torch.ones(copies * n, 1).to(rows.device))
+        follows = _follows(self.reference, n)
+        looks = self._looks(follows)
+        targets = [i for i in range(n) if looks[i]]
+        if not targets and not self.keep:
+            raise ValueError(
+                f"the batch has {n} picture{'s' * (n > 1)} and none that follows another: StyleAligned needs a "
+                "reference and targets in one batch, or a kept reference"
+            )
+        source = sorted({j for i in targets for j in looks[i]} | {i for i in range(n) if not looks[i]})
+        if self.keep and len(source) > 1:
+            raise ValueError(f"keep=True keeps one reference, and the batch has {len(source)}")
+        widest = max((len(looks[i]) for i in targets), default=1)
+        followed = [
+            [c * len(source) + source.index(j) for j in looks[i]] + [0] * (widest - len(looks[i]))
+            for c in range(copies) for i in targets
+        ]  # fmt: skip
+        weights = [[*looks[i].values()] + [0.0] * (widest - len(looks[i])) for i in targets] * copies
+        plain = [i for i in range(n) if not looks[i]]
+        return Rows(
+            rows[:, index(plain)].flatten(),
+            rows[:, index(targets)].flatten(),
+            rows[:, index(source)].flatten(),
+            index(followed).view(-1, widest),
+            torch.tensor(weights, device=rows.device).view(-1, widest),
+        )
+
+    def _looks(self, follows: list[dict[int, float]]) -> list[dict[int, float]]:
+        """At whom each picture looks beside itself, and how much; nobody, for a reference."""
+        if not self.full_attention:
+            return [weights if weights != {i: 1.0} else {} for i, weights in enumerate(follows)]
+        return [
+            {j: 1.0 for j, theirs in enumerate(follows) if theirs == weights and j != i}
+            for i, weights in enumerate(follows)
+        ]
+
+    # ------------------------------------------------------------------ attention
+
+    def _reference(self, name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Kept:
+        """What the targets need of those they follow in this layer."""
+        rows = self._rows
+        if rows.source is None:
+            return self._call.layers[name]
+        return Kept(keys[rows.source], values[rows.source], _token_moments(queries[rows.source]))
+
+    def _shared(self, name: str, queries: Tensor, keys: Tensor, values: Tensor):
+        """Queries, keys, values and bias of the targets: (t, h, N, d), (t, h, M, d) twice, (t, 1, 1, M) or None."""
+        rows, reference = self._rows, self._reference(name, queries, keys, values)
+        queries, keys, values = (x[rows.targets] for x in (queries, keys, values))
+        if not self.full_attention:
+            queries = self._aligned(queries, reference.queries) if self.adain_queries else queries
+            keys = self._aligned(keys, _token_moments(reference.keys)) if self.adain_keys else keys
+            values = self._aligned(values, _token_moments(reference.values)) if self.adain_values else values
+        if not (self.share_attention or self.full_attention):
+            return queries, keys, values, None
+        tokens = keys.shape[-2]
+        keys = torch.cat([keys, self._others(reference.keys) * self.reference_scale], -2)
+        values = torch.cat([values, self._others(reference.values)], -2)
+        return queries, keys, values, self._bias(tokens, keys)
+
+    def _aligned(self, x: Tensor, of_source: tuple[Tensor, Tensor]) -> Tensor:
+        """AdaIN over the tokens: targets (t, h, N, d), moments of the source (r, h, 1, d)."""
+        mean, variance = (self._rows.of_targets(m) for m in of_source)  # t R h 1 d
+        if mean.shape[1] == 1:
+            mean, variance = mean[:, 0], variance[:, 0]
+        else:
+            mean, variance = blended(mean, variance, self._rows.weights.to(mean.dtype))
+        return with_moments(_float32(x), mean, variance, dim=-2, eps=EPS).to(x.dtype)
+
+    def _others(self, x: Tensor) -> Tensor:
+        """Tokens of all that each target follows: (r, h, N, d) to (t, h, R N, d)."""
+        return self._rows.of_targets(x).transpose(1, 2).flatten(2, 3)
+
+    def _bias(self, tokens: int, keys: Tensor) -> Tensor | None:
+        """What is added to the logits: nothing for a target's own keys, shift + log weight for the others'."""
+        weights = self._rows.weights
+        if self.reference_shift == 0 and bool((weights == 1).all()):
+            return None
+        own = torch.zeros(len(weights), tokens, device=weights.device)
+        others = (weights.log() + self.reference_shift).repeat_interleave(tokens, -1)
+        return torch.cat([own, others], -1)[:, None, None].to(keys.dtype)
+
+    def attend(self, name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What comes out of a layer's heads, (B, h, N, d) as queries, keys and values are."""
+        rows = self._rows
+        output = torch.empty_like(queries)
+        if len(rows.plain):
+            plain = (x[rows.plain] for x in (queries, keys, values))
+            output[rows.plain] = F.scaled_dot_product_attention(*plain)
+        if len(rows.targets):
+            *shared, bias = self._shared(name, queries, keys, values)
+            output[rows.targets] = F.scaled_dot_product_attention(*shared, attn_mask=bias)
+        if self.keep:
+            kept = self._reference(name, queries, keys, values)
+            self._call.layers[name] = Kept(*(x.detach() for x in kept[:2]), tuple(x.detach() for x in kept.queries))
+        return output
+
+    def probabilities(self, name: str, queries: Tensor, keys: Tensor) -> Tensor:
+        """How much each query looks at each key: (B, h, N, M), a row's own N first, then those it follows."""
+        rows = self._rows
+        *shared, bias = self._shared(name, queries, keys, keys)
+        scale = queries.shape[-1] ** -0.5
+        logits = shared[0] @ shared[1].transpose(-2, -1) * scale
+        targets = (logits if bias is None else logits + bias).softmax(-1)
+        found = targets.new_zeros(len(queries), *targets.shape[1:])
+        found[rows.targets] = targets
+        own = (queries[rows.plain] @ keys[rows.plain].transpose(-2, -1) * scale).softmax(-1)
+        found[rows.plain, :, :, : keys.shape[-2]] = own
+        return found
+
+    # ------------------------------------------------------------------ norms
+
+    def _group_norm(self, name: str, norm: nn.GroupNorm, args: tuple, output: Tensor) -> Tensor:
+        rows, x = self._rows, args[0]
+        groups = _float32(x).reshape(len(x), norm.num_groups, -1)  # b g n
+        source = self._call.norms[name] if rows.source is None else moments(groups[rows.source], -1)
+        if self.keep:
+            self._call.norms[name] = tuple(m.detach() for m in source)
+        own = groups[rows.targets]
+        mean, variance = pooled(*moments(own, -1), rows.weights, *(rows.of_targets(m) for m in source))
+        normal = ((own - mean) * (variance + norm.eps).rsqrt()).view_as(x[rows.targets])
+        weight, bias = (p.view(-1, *[1] * (x.ndim - 2)) for p in (norm.weight, norm.bias))
+        return output.index_copy(0, rows.targets, (normal * weight + bias).to(output.dtype))
+
+    def _layer_norm(self, norm: nn.LayerNorm, args: tuple, output: Tensor) -> Tensor | None:
+        rows, x = self._rows, args[0]
+        if rows.source is None:  # of a kept reference there are no tokens; they would change nothing
+            return None
+        others = rows.of_targets(x[rows.source]).flatten(1, 2)  # t (R n) c
+        both = torch.cat([x[rows.targets], others], -2)
+        both = F.layer_norm(both, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return output.index_copy(0, rows.targets, both[:, : x.shape[-2]].to(output.dtype))
+
+
+class _SharedAttention:
+    """The processor of one self-attention layer while it is shared."""
+
+    def __init__(self, aligned: StyleAligned, name: str):
+        self.aligned, self.name = aligned, name
+
+    def __call__(self, attn, hidden_states: Tensor, encoder_hidden_states=None, attention_mask=None, **_) -> Tensor:
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise ValueError(f"{self.name} was given other tokens to look at, or a mask: it cannot be shared")
+        found = self.aligned.attend(self.name, *self._heads(attn, hidden_states, "qkv"))
+        return attn.to_out[1](attn.to_out[0](found.transpose(1, 2).flatten(2)))
+
+    def probabilities(self, attn, hidden_states: Tensor) -> Tensor:
+        """For :mod:`stylemoments.attention`: at what each token looks."""
+        return self.aligned.probabilities(self.name, *self._heads(attn, hidden_states, "qk"))
+
+    @staticmethod
+    def _heads(attn, x: Tensor, which: str) -> list[Tensor]:
+        return [getattr(attn, f"to_{i}")(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for i in which]  # b h n d
