@@ -65,6 +65,9 @@ class Maps:
 def recorded(unet: nn.Module, kind: str = "cross", *, largest: int = 32) -> Iterator[Maps]:
     """Record the attention maps of every call of a U-Net in this block; the U-Net itself computes as always.
 
+    In a block of :class:`stylemoments.style_aligned.StyleAligned`, entered first, the keys of a target are its own
+    places and then those of the pictures it looks at.
+
     Args:
         unet: a ``UNet2DConditionModel``.
         kind: ``"cross"`` looks at the words, ``"self"`` at the picture.
@@ -101,5 +104,8 @@ def recorded(unet: nn.Module, kind: str = "cross", *, largest: int = 32) -> Iter
 @torch.no_grad()
 def _watch(maps: Maps, name: str, largest: int, attention: nn.Module, args: tuple, options: dict) -> None:
     tokens, context = args[0], options.get("encoder_hidden_states")
-    if tokens.shape[1] <= largest**2:
-        maps.add(name, probabilities(attention, tokens, context).mean(1).float().cpu())
+    if tokens.shape[1] > largest**2:
+        return
+    shared = getattr(attention.processor, "probabilities", None)
+    looks = probabilities(attention, tokens, context) if shared is None else shared(attention, tokens)
+    maps.add(name, looks.mean(1).float().cpu())

@@ -178,13 +178,14 @@ def batch_layout(latents: Tensor, layout: str = "auto") -> Tensor:
     """
     if layout not in LAYOUTS:
         raise ValueError(f"the layout is one of {', '.join(LAYOUTS)}; got {layout!r}")
-    batch = len(latents)
     if layout == "auto":
         layout = _seen_layout(latents)
-    if layout != "single" and batch % 2:
-        raise ValueError(f"the layout {layout!r} has two rows for each picture; got a batch of {batch}")
-    rows = torch.arange(batch, device=latents.device)
-    return {"single": rows[None], "halves": rows.view(2, -1), "pairs": rows.view(-1, 2).T}[layout]
+    rows = torch.arange(len(latents), device=latents.device)
+    if layout == "single":
+        return rows[None]
+    if len(rows) % 2:
+        raise ValueError(f"the layout {layout!r} has two rows for each picture; got a batch of {len(rows)}")
+    return rows.view(2, -1) if layout == "halves" else rows.view(-1, 2).T
 
 
 def _seen_layout(latents: Tensor) -> str:
@@ -498,7 +499,8 @@ class StyleAligned:
         if not targets and not self.keep:
             raise ValueError(
                 f"the batch has {n} picture{'s' * (n > 1)} and none that follows another: StyleAligned needs a "
-                "reference and targets in one batch, or a kept reference"
+                "reference and targets in one batch, or a kept reference. (Two rows of the same latents count as one "
+                'picture with guidance; layout="single" says that they are two)'
             )
         source = sorted({j for i in targets for j in looks[i]} | {i for i in range(n) if not looks[i]})
         if self.keep and len(source) > 1:
