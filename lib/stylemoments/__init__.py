@@ -31,6 +31,7 @@ __all__ = [
     "photos",
     "prompts",
     "show",
+    "style_aligned",
     "train",
     "transfer",
     "vgg",

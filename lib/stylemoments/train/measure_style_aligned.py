@@ -151,9 +151,9 @@ def scores(images: Tensor, asked: prompts.StyleSet) -> dict[str, float]:
         asked: what they should show.
 
     Returns:
-        ``text``, the mean cosine of tiny-clip with the names of the objects; ``set``, that of tiny-dino between the
+        ``text``, the mean cosine of tiny-clip with the names of the objects; ``consistency``, that of tiny-dino between the
         pictures; ``hue``, how far the targets' palettes are from the reference's, in degrees; ``leak``, see
-        :func:`stylemoments.metrics.leakage`; ``object`` and ``style``, the share of pictures in which the judge
+        :func:`stylemoments.metrics.leakage`; ``object_right`` and ``style_right``, the share of pictures in which the judge
         sees the right one.
     """
     see = eyes()
@@ -161,11 +161,11 @@ def scores(images: Tensor, asked: prompts.StyleSet) -> dict[str, float]:
     objects = [judge.NAMES["objects"].index(noun) for noun in asked.objects]
     return {
         "text": metrics.text_alignment(see.clip.images(images), see.clip.texts(list(asked.texts))),
-        "set": metrics.set_consistency(see.dino(images)),
+        "consistency": metrics.set_consistency(see.dino(images)),
         "hue": float(metrics.hue_distance(said.hues[1:], said.hues[0]).mean()),
         "leak": metrics.leakage(said.probabilities["objects"], objects),
-        "object": sum(a == b for a, b in zip(said.objects, asked.objects, strict=True)) / len(images),
-        "style": sum(style == asked.style for style in said.styles) / len(images),
+        "object_right": sum(a == b for a, b in zip(said.objects, asked.objects, strict=True)) / len(images),
+        "style_right": sum(style == asked.style for style in said.styles) / len(images),
     }
 
 
