@@ -1,9 +1,11 @@
 """The command line: a doctor who finds what is broken, and pictures and runs that are told apart and never lost."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from stylemoments import adain, cli, diffusion, dreambooth, files, zoo
+from stylemoments import adain, cli, diffusion, dreambooth, files, world, zoo
+from stylemoments.style_aligned import StyleAligned, attention_layers
 from stylemoments.vgg import VGGFeatures
 
 CAT = "a cat in papercut art style"
@@ -483,3 +486,231 @@ def test_two_processes_speak_with_one_voice_and_write_one_result(shipped, photog
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("subject:") == done.stdout.count("Draw it:") == done.stdout.count("size tiny") == 1
     assert tree(tmp_path / "OUT") == ["checkpoint.pt", "class", "model", "run.json", "samples.png"]
+
+
+# ------------------------------------------------------------------------------------- align
+
+FOUR = ("a cat", "a guitar", "an owl", "a cat")
+FILES = ["0-a-cat.png", "1-a-guitar.png", "2-an-owl.png", "3-a-cat.png", "settings.json", "sheet.png"]
+
+
+@pytest.fixture
+def match(run):
+    """Runs `align` on four objects with two steps; words of your own come after."""
+
+    def match(*words, objects=FOUR, style="papercut art", out="OUT"):
+        return run("align", *objects, "--style", style, "--size", "tiny", "--steps", 2, "-o", out, *words)
+
+    return match
+
+
+def wanted(pipe, objects, *, seed=0, guidance=2.5, **settings):
+    """The pictures of the set by the library itself, in one batch, uint8 values."""
+    prompts = [f"{thing} in papercut art style" for thing in objects]
+    with StyleAligned(pipe, **settings):
+        images = diffusion.generate(pipe, prompts, steps=2, seed=seed, guidance=guidance)
+    return (images * 255).permute(0, 2, 3, 1).flatten(1)
+
+
+def drawn(folder="OUT"):
+    """The pictures of a set in their order, values (n, H W 3)."""
+    paths = sorted(Path(folder).glob("[0-9]*.png"), key=files.natural)
+    return torch.tensor([list(Image.open(path).convert("RGB").tobytes()) for path in paths]).float()
+
+
+def assert_same(found, expected):
+    """Equal but for the last bit that two sizes of a batch may round differently."""
+    torch.testing.assert_close(found, expected, atol=1, rtol=0)
+
+
+def settings(folder="OUT"):
+    return json.loads(Path(folder, "settings.json").read_text("utf-8"))
+
+
+def test_align_writes_a_set_with_all_its_facts(match, tiny_pipe):
+    result = match("--seed", 5)
+    assert result.exit_code == 0, result.output
+    assert tree(Path("OUT")) == FILES, "nothing else is left behind"
+    assert sorted(Path(line).name for line in result.stdout.splitlines()[-6:]) == FILES
+    assert "warning: the tiny model does not know 'owl'" in result.stderr and result.stderr.count("warning") == 1
+    assert_same(drawn(), wanted(tiny_pipe, FOUR, seed=5))
+    assert (drawn()[0] - drawn()[3]).abs().max() > 1, "the same object again has noise of its own"
+    known = settings()
+    assert {name: known[name] for name in ("style", "size", "steps", "guidance", "version")} == {
+        "style": "papercut art", "size": "tiny", "steps": 2, "guidance": 2.5, "version": version("stylemoments"),
+    }  # fmt: skip
+    assert known["style_aligned"] == StyleAligned(tiny_pipe).settings()
+    assert known["pictures"][3] == {
+        "file": "3-a-cat.png", "object": "a cat", "prompt": "a cat in papercut art style", "seed": 8,
+    }  # fmt: skip
+    inside = Image.open("OUT/3-a-cat.png").info
+    assert (inside["prompt"], inside["seed"], inside["style"]) == ("a cat in papercut art style", "8", "papercut art")
+    assert json.loads(inside["style_aligned"]) == known["style_aligned"]
+    assert Image.open("OUT/sheet.png").width > 4 * 16
+
+
+def test_another_picture_can_be_the_reference(match, tiny_pipe):
+    assert match("--reference", 2).exit_code == 0
+    assert_same(drawn(), wanted(tiny_pipe, FOUR, reference=2))
+    assert (drawn() - wanted(tiny_pipe, FOUR))[[0, 1, 3]].abs().max() > 1
+    assert settings()["style_aligned"]["reference"] == 2
+
+
+def test_the_reference_is_drawn_as_without_followers(match, run):
+    assert match().exit_code == 0
+    assert run("sample", CAT, "--size", "tiny", "--steps", 2, "--guidance", 2.5).exit_code == 0
+    alone = Image.open("pictures/a-cat-in-papercut-art-style-seed-0.png").convert("RGB")
+    assert_same(drawn()[0], torch.tensor(list(alone.tobytes())).float())
+
+
+@pytest.mark.parametrize("reference", [0, 4])
+def test_batches_change_no_picture(match, tiny_pipe, monkeypatch, reference):
+    monkeypatch.setattr(cli, "BATCH", 3)
+    objects = ["a cat", "a dog", "a tree", "a house", "a car", "a key"]
+    result = match("--reference", reference, "--group-norm", objects=objects)
+    assert result.exit_code == 0, result.output
+    assert_same(drawn(), wanted(tiny_pipe, objects, reference=reference, share_group_norm=True))
+
+
+def test_batches_hold_every_picture_and_always_the_reference():
+    assert cli._batches(2, 1) == [[1, 0]]
+    assert cli._batches(8, 0) == [list(range(8))], "as many as a batch holds"
+    assert cli._batches(9, 0) == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 8]]
+
+
+def test_full_attention_is_one_batch(match, tiny_pipe, monkeypatch):
+    monkeypatch.setattr(cli, "BATCH", 2)
+    assert match("--full").exit_code == 0
+    assert_same(drawn(), wanted(tiny_pipe, FOUR, full_attention=True))
+    known = settings()["style_aligned"]
+    assert known["full_attention"] and not known["adain_queries"] and not known["adain_keys"]
+
+
+def test_every_option_arrives(match, tiny_pipe):
+    *_, last = attention_layers(tiny_pipe.unet)
+    options = ["--scale", 0.8, "--shift", -1, "--no-adain", "--values", "--group-norm", "--layer-norm"]
+    result = match(*options, "--layers", f"mid_block, {last}", "--guidance", 1, "--seed", 3)
+    assert result.exit_code == 0, result.output
+    asked = {
+        "reference_scale": 0.8, "reference_shift": -1.0, "adain_queries": False, "adain_keys": False,
+        "adain_values": True, "share_group_norm": True, "share_layer_norm": True, "layers": ["mid_block", last],
+    }  # fmt: skip
+    assert settings()["style_aligned"] == StyleAligned(tiny_pipe, **asked).settings()
+    assert_same(drawn(), wanted(tiny_pipe, FOUR, seed=3, guidance=1.0, **asked))
+    assert match("--layers", "0.5", "--force").exit_code == 0
+    assert settings()["style_aligned"]["layers"] == 0.5
+
+
+@pytest.mark.parametrize("there", FILES)
+def test_a_set_is_refused_before_anything_is_drawn_where_a_file_stands(match, monkeypatch, there):
+    Path("OUT").mkdir()
+    Path("OUT", there).write_text("mine", "utf-8")
+    monkeypatch.setattr(diffusion, "load", lambda size: pytest.fail("nothing is loaded or drawn"))
+    result = match()
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: OUT has {there} already;") and "--force" in result.stderr
+    assert tree(Path("OUT")) == [there] and Path("OUT", there).read_text("utf-8") == "mine"
+
+
+def test_force_replaces_the_set_and_nothing_else(match):
+    assert match().exit_code == 0
+    Path("OUT/9-mine.png").write_bytes(b"mine")
+    before = Path("OUT/0-a-cat.png").read_bytes()
+    assert match("--seed", 1, objects=["a cat", "a dog"]).exit_code == 1
+    assert Path("OUT/0-a-cat.png").read_bytes() == before
+    assert match("--seed", 1, "--force", objects=["a cat", "a dog"]).exit_code == 0
+    assert tree(Path("OUT")) == ["0-a-cat.png", "1-a-dog.png", "9-mine.png", "settings.json", "sheet.png"]
+    assert Path("OUT/0-a-cat.png").read_bytes() != before and len(settings()["pictures"]) == 2
+
+
+@pytest.mark.parametrize("foreign", ["no json", "[]", '{"pictures": [{"file": "../kept.png"}]}'])
+def test_force_removes_no_file_that_a_foreign_file_names(match, foreign):
+    Path("OUT").mkdir()
+    Path("OUT/settings.json").write_text(foreign, "utf-8")
+    for place in (Path("kept.png"), Path("OUT/kept.png")):
+        place.write_bytes(b"mine")
+    assert match("--force").exit_code == 0
+    assert settings()["style"] == "papercut art"
+    assert Path("kept.png").exists() and Path("OUT/kept.png").exists()
+
+
+def test_a_set_that_fails_leaves_nothing(match, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(diffusion, "decode", full)
+    result = match()
+    assert result.exit_code == 1 and not Path("OUT").exists()
+    assert "error: the memory of the GPU ran out; take fewer objects" in result.stderr and "2 GiB" in result.stderr
+
+
+@pytest.mark.parametrize("style", [style for style in world.STYLES if style != world.PLAIN])
+def test_prompts_of_the_tiny_world_are_those_it_was_taught(style):
+    taught = world.prompt("cat", style=style)
+    for said in (style, f"{style} style", f" {style}  style "):
+        assert cli._in_style("a cat", said, "tiny") == taught
+
+
+@pytest.mark.parametrize(
+    "style, prompt",
+    [
+        ("sticker style", "A house in sticker style"),  # as in the paper
+        ("sticker", "A house in sticker style"),
+        ("food photography style for a menu", "A house in food photography style for a menu"),
+        ("freestyle", "A house in freestyle style"),
+        ("plain", "A house in plain style"),
+    ],
+)
+def test_prompts_name_the_style_once(style, prompt):
+    assert cli._in_style("A house", style, "sdxl") == prompt
+
+
+def test_plain_goes_without_saying_in_the_tiny_world(match):
+    result = match(style="plain", objects=["a cat", "a dog"])
+    assert result.exit_code == 0 and "warning" not in result.stderr
+    assert [picture["prompt"] for picture in settings()["pictures"]] == ["a cat", "a dog"]
+
+
+def test_unknown_words_of_a_set_are_named_once(match):
+    result = match(style="papercat art", objects=["a sailbote", "a cat", "a dog"])
+    assert result.exit_code == 0
+    assert "does not know 'sailbote'; the nearest word it knows is 'sailboat'" in result.stderr
+    assert "does not know 'papercat'; the nearest word it knows is 'papercut'" in result.stderr
+    assert result.stderr.count("warning") == 2
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--reference", 4], "--reference counts from 0, so it is 0 to 3 here; got 4"),
+        (["--style", " "], "needs a word; one of them is empty"),
+        (["--size", "huge"], "tiny, sd15, sdxl; got 'huge'"),
+        (["--layers", "mid_blok"], "no self-attention layer is called 'mid_blok'"),
+        (["--layers", "2"], "a fraction from 0 to 1, or a list of names; got 2"),
+        (["--scale", -1], "finite factor, 0 or more; got -1"),
+        (["--shift", "-inf"], "--shift is a finite number; got -inf"),
+        (["--guidance", "nan"], "--guidance is a finite number; got nan"),
+        (["--steps", 5000], "steps must be from 1 to 999"),
+        (["--full", "--reference", 1], "leave --reference and --values out"),
+        (["--full", "--scale", 0.5], "there is no reference for reference_scale"),
+        (["-o", "file"], "file is a file; name a folder with -o"),
+        (["-o", "file/OUT"], "file is a file; name a folder with -o"),
+    ],
+)
+def test_align_says_what_is_wrong_and_writes_nothing(match, words, said):
+    Path("file").write_text("mine", "utf-8")
+    before = sorted(Path().rglob("*"))
+    result = match(*words)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("error: ") and said in result.stderr, result.stderr
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_one_object_is_no_set(match):
+    result = match(objects=["a cat"])
+    assert result.exit_code == 1 and not Path("OUT").exists()
+    assert result.stderr == "error: a set has two objects at least; got 1. One picture: stylemoments sample\n"
+
+
+def test_align_needs_a_style(run):
+    assert run("align", "a cat", "a dog", "-o", "OUT").exit_code == 2

@@ -1,4 +1,4 @@
-"""The command ``stylemoments``: see whether everything works, make pictures, give them a style, teach a subject.
+"""The command ``stylemoments``: see whether all works; draw pictures, and sets that match; restyle; teach a subject.
 
 Heavy packages are imported inside the commands, so that ``stylemoments --help`` answers at once.
 """
@@ -6,6 +6,7 @@ Heavy packages are imported inside the commands, so that ``stylemoments --help``
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -205,9 +206,16 @@ def _draw(pipe, prompts: list[str], steps: int, guidance: float, seed: int) -> l
             for step in diffusion.sample(pipe, part, steps=steps, guidance=guidance, seed=seed + first):
                 latents = step.latents
                 bar.update(len(part))
-            pixels = (diffusion.decode(pipe, latents) * 255).round().byte()
-            images += list(pixels.permute(0, 2, 3, 1).cpu().numpy())
+            images += _pixels(pipe, latents)
     return images
+
+
+def _pixels(pipe, latents) -> list:
+    """Images of clean latents, as uint8 arrays (H, W, 3)."""
+    from . import diffusion
+
+    pixels = (diffusion.decode(pipe, latents) * 255).round().byte()
+    return list(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
 
 def _taught(model: Path, size: str | None):
@@ -429,18 +437,26 @@ def _one_voice():
 @contextmanager
 def _stoppable(out: Path):
     """Ctrl-C, and a GPU that is too small, end with a line that says what to do next."""
-    import torch
-
     from .dreambooth import CHECKPOINT
 
     try:
-        yield
+        with _enough_memory("--lora, a smaller --size, or a GPU with more"):
+            yield
     except KeyboardInterrupt as stop:
         (out / f"{CHECKPOINT}.part").unlink(missing_ok=True)
         typer.echo(f"\nstopped{''.join(map(str, stop.args))}; the same command goes on from there", err=True)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _enough_memory(remedy: str):
+    """A GPU that is too small is a fault that the user can mend."""
+    import torch
+
+    try:
+        yield
     except torch.OutOfMemoryError as error:
-        said = "the memory of the GPU ran out; take --lora, a smaller --size, or a GPU with more"
+        said = f"the memory of the GPU ran out; take {remedy}"
         raise OSError(f"{said} ({str(error).splitlines()[0]})") from None
 
 
@@ -630,6 +646,227 @@ def _quoted(word: str) -> str:
     """
     quoted = shlex.quote(word)
     return f'"{word}"' if quoted == f"'{word}'" and not set(word) & set('"$`\\!') else quoted
+
+
+# ---------------------------------------------------------------------------------------- align
+
+SHEET, SET = "sheet.png", "settings.json"  # beside the pictures of a set
+
+
+@app.command()
+def align(
+    objects: Annotated[list[str], typer.Argument(metavar="OBJECT...", help='two or more, such as "a cat" "a guitar"')],
+    style: Annotated[
+        str,
+        typer.Option(
+            help='of all pictures, such as "papercut art". The prompt is "OBJECT in STYLE style", or "OBJECT in STYLE" '
+            'where STYLE has the word style in it; in the tiny world "plain" goes without saying'
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder for the pictures, sheet.png and settings.json")],
+    reference: Annotated[
+        int, typer.Option(min=0, help="which object the others follow, counted from 0: 0 is the first")
+    ] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="DDIM steps")] = 25,
+    guidance: Annotated[float | None, typer.Option(help="guidance weight (default: that of the size)")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the first picture; each next one has the next")] = 0,
+    size: Annotated[str | None, typer.Option(help="tiny, sd15 or sdxl (default: what runs here)")] = None,
+    scale: Annotated[
+        float, typer.Option(help="factor of the reference's keys: lower where it is copied too much, 0 to about 1.2")
+    ] = 1.0,
+    shift: Annotated[
+        float, typer.Option(help="added to what decides how much the reference is looked at: lower is less")
+    ] = 0.0,
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="which self-attention layers share: a fraction from 0 to 1, spread evenly, or names with commas, "
+            "such as mid_block,up_blocks"
+        ),
+    ] = "1",
+    adain: Annotated[bool, typer.Option("--adain/--no-adain", help="give queries and keys the reference's moments")] = (
+        True
+    ),
+    values: Annotated[bool, typer.Option("--values", help="give the values the reference's moments, too")] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="every picture looks at all others, without reference or moments; all in one batch, however many",
+        ),
+    ] = False,
+    group_norm: Annotated[
+        bool, typer.Option("--group-norm", help="normalize groups by the moments of reference and target together")
+    ] = False,
+    layer_norm: Annotated[
+        bool, typer.Option("--layer-norm", help="the same for layers, as in the public code; changes nothing")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace the set in OUT")] = False,
+) -> None:
+    """Draw several objects as a set of one style, with StyleAligned: OUT/0-a-cat.png, OUT/1-a-guitar.png and so on."""
+    with _kind_errors(), _enough_memory("fewer objects, a smaller --size, or a GPU with more"):
+        from . import diffusion
+        from .style_aligned import StyleAligned
+
+        _check_objects(objects, style, reference)
+        if full and (reference or values):
+            raise ValueError("with --full there is no reference; leave --reference and --values out")
+        names = [f"{index}-{_slug(thing)}.png" for index, thing in enumerate(objects)]
+        _check_place(out, [*names, SHEET, SET], force)
+        pipe = diffusion.load(size)
+        prompts = [_in_style(thing, style, pipe.size) for thing in objects]
+        if pipe.size == "tiny":
+            _warn_of_unknown_words(" ".join(prompts), {})
+        guidance = diffusion.default_guidance(pipe) if guidance is None else guidance
+        _check_finite(guidance=guidance, scale=scale, shift=shift)
+        aligned = StyleAligned(
+            pipe,
+            adain_queries=adain and not full,
+            adain_keys=adain and not full,
+            adain_values=values,
+            full_attention=full,
+            share_group_norm=group_norm,
+            share_layer_norm=layer_norm,
+            reference_scale=scale,
+            reference_shift=shift,
+            layers=_layers(layers),
+        )
+        common = {"style": style, "size": pipe.size, "steps": steps, "guidance": guidance}
+        common |= {"style_aligned": aligned.settings() | {"reference": reference}, "version": version("stylemoments")}
+        pictures = [
+            {"file": name, "object": thing, "prompt": prompt, "seed": seed + index}
+            for index, (name, thing, prompt) in enumerate(zip(names, objects, prompts, strict=True))
+        ]
+        batches = [list(range(len(prompts)))] if full else _batches(len(prompts), reference)
+        images = _draw_set(aligned, prompts, batches, steps, guidance, seed)
+        for path in _write_set(out, images, pictures, common):
+            typer.echo(path)
+
+
+def _check_objects(objects: list[str], style: str, reference: int) -> None:
+    if len(objects) < 2:
+        raise ValueError(f"a set has two objects at least; got {len(objects)}. One picture: stylemoments sample")
+    if not all(said.strip() for said in (*objects, style)):
+        raise ValueError("every object, and the style, needs a word; one of them is empty")
+    if reference >= len(objects):
+        raise ValueError(f"--reference counts from 0, so it is 0 to {len(objects) - 1} here; got {reference}")
+
+
+def _check_place(out: Path, names: list[str], force: bool) -> None:
+    """The folder may be new, or hold anything but files of these names; with force also those."""
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is a file; name a folder with -o")
+    there = [name for name in names if (out / name).exists()]
+    if there and not force:
+        raise FileExistsError(
+            f"{out} has {', '.join(there)} already; choose another folder with -o, or replace the set with --force"
+        )
+
+
+def _check_finite(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise ValueError(f"--{name} is a finite number; got {number}")
+
+
+def _in_style(thing: str, style: str, size: str) -> str:
+    """The prompt of an object: in the tiny world exactly as its model was taught.
+
+    >>> _in_style("a cat", "papercut art", "tiny"), _in_style("a cat", "papercut art style", "tiny")
+    ('a cat in papercut art style', 'a cat in papercut art style')
+    >>> _in_style("a cat", "plain", "tiny"), _in_style("a cat", "plain", "sdxl")
+    ('a cat', 'a cat in plain style')
+    """
+    from .world import PLAIN
+
+    thing, style = (" ".join(said.split()) for said in (thing, style))
+    words = style.lower().split()
+    if size == "tiny" and words in ([PLAIN], [PLAIN, "style"]):
+        return thing
+    return f"{thing} in {style}" if "style" in words else f"{thing} in {style} style"
+
+
+def _layers(text: str) -> float | list[str]:
+    """A fraction, or names.
+
+    >>> _layers("0.5"), _layers("mid_block, up_blocks")
+    (0.5, ['mid_block', 'up_blocks'])
+    """
+    try:
+        return float(text)
+    except ValueError:
+        return [name.strip() for name in text.split(",")]
+
+
+def _batches(n: int, reference: int) -> list[list[int]]:
+    """Which pictures are drawn together: the reference first, and again in each batch.
+
+    To draw it again takes some time, to keep what it left behind would take the memory of every step: 20 GB for SDXL.
+
+    >>> _batches(10, 1)
+    [[1, 0, 2, 3, 4, 5, 6, 7], [1, 8, 9]]
+    """
+    others = [index for index in range(n) if index != reference]
+    return [[reference, *others[first : first + BATCH - 1]] for first in range(0, len(others), BATCH - 1)]
+
+
+def _draw_set(aligned, prompts: list[str], batches: list[list[int]], steps: int, guidance: float, seed: int) -> list:
+    """Images as uint8 arrays, one per prompt; a picture's noise is that of its place, whatever its batch."""
+    from tqdm import tqdm
+
+    from . import diffusion
+
+    noise = diffusion.initial_latents(aligned.pipe, len(prompts), seed)
+    images = {}
+    with aligned, tqdm(total=steps * sum(map(len, batches)), desc="sampling", unit="step") as bar:
+        for batch in batches:
+            said = [prompts[index] for index in batch]
+            for step in diffusion.sample(aligned.pipe, said, steps=steps, guidance=guidance, latents=noise[batch]):
+                latents = step.latents
+                bar.update(len(batch))
+            images |= zip(batch, _pixels(aligned.pipe, latents), strict=True)
+    return [images[index] for index in range(len(prompts))]
+
+
+def _write_set(out: Path, images: list, pictures: list[dict], common: dict) -> list[Path]:
+    """Write the pictures, the sheet, and at last the settings, each whole; what an older set left behind goes."""
+    from . import files
+
+    sheet = _sheet(images, pictures, common["style_aligned"])
+    out.mkdir(parents=True, exist_ok=True)
+    _remove_set(out)
+    for picture, image in zip(pictures, images, strict=True):
+        facts = {name: fact for name, fact in picture.items() if name != "file"}
+        settings = json.dumps(common["style_aligned"])
+        _save(out / picture["file"], image, facts | common | {"style_aligned": settings})
+    with files.whole(out / SHEET, force=True) as part:
+        sheet.savefig(part, dpi=200)
+    with files.whole(out / SET, force=True) as part:
+        part.write_text(json.dumps(common | {"pictures": pictures}, indent=1, ensure_ascii=False), "utf-8")
+    return [*(out / picture["file"] for picture in pictures), out / SHEET, out / SET]
+
+
+def _remove_set(out: Path) -> None:
+    """Remove the settings of the set that was here, and then the pictures that they name."""
+    try:
+        known = json.loads((out / SET).read_text("utf-8"))
+        names = [Path(picture["file"]).name for picture in known["pictures"] if known["style_aligned"]]
+    except (OSError, ValueError, LookupError, TypeError):  # not there, or not ours
+        names = []
+    for name in (SET, *(name for name in names if name.endswith(".png"))):
+        (out / name).unlink(missing_ok=True)
+
+
+def _sheet(images: list, pictures: list[dict], settings: dict):
+    """A figure of all pictures with their objects; above the reference it says so."""
+    from . import show
+
+    titles = [textwrap.fill(picture["object"], 18) for picture in pictures]
+    if not settings["full_attention"]:
+        titles[settings["reference"]] += "\n(reference)"
+    rows = -(-len(images) // COLUMNS)
+    return show.grid(images, columns=-(-len(images) // rows), titles=titles)
 
 
 if __name__ == "__main__":
