@@ -4,24 +4,31 @@ Each case is measured against a named baseline, turn by turn in one run, and the
 Below 1 is faster than the baseline. Times depend on the machine; ratios much less.
 """
 
+import math
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import torch
 from nbclient import NotebookClient
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
 
 from stylemoments import adain, diffusion, dreambooth, norms
-from stylemoments.train import denoiser
+from stylemoments.prompts import tiny_sets
+from stylemoments.style_aligned import StyleAligned
+from stylemoments.train import denoiser, loop
 from stylemoments.transfer import stylize_by_optimization
 from stylemoments.vgg import VGGFeatures
 from stylemoments.world import World
@@ -45,6 +52,42 @@ def compare(ours: Callable, baseline: Callable, repeats: int) -> tuple[float, fl
 
 def readable(duration: float) -> str:
     return f"{duration:.1f} s" if duration >= 1 else f"{1e3 * duration:.1f} ms"
+
+
+def multiply_adds(call: Callable) -> int:
+    """Of a call's matrix products, convolutions and attention."""
+    uncounted = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # PyTorch counts that of GPUs alone
+    counting = {uncounted: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    with FlopCounterMode(display=False, custom_mapping=counting) as counter:
+        call()
+    return counter.get_total_flops() // 2
+
+
+def peak() -> float:
+    """Most memory of this process so far, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where getrusage of a new process begins with what its parent held
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if platform.system() == "Darwin" else 1e3)
+
+
+def reset_peak() -> None:
+    """Forget what loading took, where the system can (Linux)."""
+    if (clear := Path("/proc/self/clear_refs")).exists():
+        clear.write_text("5")
+
+
+def in_new_process(code: str) -> float:
+    """The number that some code prints last, where ``bench`` is this file."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import bench; {code}"
+    found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True)
+    return float(found.stdout.split()[-1])
+
+
+def most_memory(call: str, times: int = 1) -> float:
+    """MB that a call takes beyond what making it took, median of three processes; ``call`` makes it, as code."""
+    code = f"call = bench.{call}; bench.reset_peak(); before = bench.peak(); [call() for _ in range({times})]"
+    return statistics.median(in_new_process(f"{code}; print(bench.peak() - before)") for _ in range(3))
 
 
 def training_step(layer: Callable, *inputs: torch.Tensor) -> Callable:
@@ -127,18 +170,118 @@ def diffusion_cases() -> list[tuple]:
 
 def training_case() -> tuple:
     """A training step of the U-Net as its script takes it, beside one as diffusers builds the network."""
+    from accelerate import Accelerator
     from diffusers.models.attention_processor import AttnProcessor2_0  # after stylemoments: see its room _torchvision
 
-    latents, words = torch.randn(16, 4, 16, 16), torch.randn(16, 16, 128)
-    ours, plain = denoiser.Denoising(), denoiser.Denoising()
+    accelerator = Accelerator(mixed_precision=loop.precision())
+    latents, words = (torch.randn(16, *shape, device=accelerator.device) for shape in ((4, 16, 16), (16, 128)))
+    ours, plain = accelerator.prepare(denoiser.Denoising()), denoiser.Denoising().to(accelerator.device)
     plain.unet.set_attn_processor(AttnProcessor2_0())
 
-    def step():
-        with torch.autocast("cpu", torch.bfloat16):
-            ours(latents, words)["loss"].backward()
+    def step(model: nn.Module) -> Callable:
+        return lambda: accelerator.backward(model(latents, words)["loss"])
 
-    times = compare(step, lambda: plain(latents, words)["loss"].backward(), 5)
-    return ("training step of the U-Net, batch 16", "float32, fused attention", *times)
+    name = {"bf16": "bfloat16", "no": "float32"}[loop.precision()]
+    case = f"training step of the U-Net, batch 16, {name}"
+    return (case, "float32, fused attention", *compare(step(ours), step(plain), 5))
+
+
+# StyleAligned: what is changed of its defaults
+ALIGNED = {
+    "StyleAligned": {},
+    "StyleAligned, reference_shift log 2": {"reference_shift": math.log(2)},
+    "StyleAligned, share_group_norm": {"share_group_norm": True},
+}
+
+
+def sampling(n: int, aligned: dict | None = None) -> Callable:
+    """25 steps of n pictures with guidance, in a block of StyleAligned with these settings; None is without."""
+    pipe = diffusion.load("tiny", device="cpu")
+    words = diffusion.encode_prompts(pipe, tiny_sets()[0].prompts[:n])
+    latents = diffusion.initial_latents(pipe, n, 0)
+
+    def sample():
+        with nullcontext() if aligned is None else StyleAligned(pipe, **aligned) as block:
+            for _ in diffusion.sample(pipe, words, steps=25, latents=latents):
+                pass
+        return block
+
+    return sample
+
+
+def style_aligned_cases() -> list[tuple]:
+    """Seconds of all steps, with the same ratio in multiply-adds: what would be left if nothing else took time."""
+    kept = sampling(1, {"keep": True})().kept
+    cases = [(f"{name}, 4 pictures", 4, aligned) for name, aligned in ALIGNED.items()]
+    cases.append(("StyleAligned, 3 pictures after a kept reference", 3, {"reference": kept}))
+    rows = []
+    for name, n, aligned in tqdm(cases, desc="StyleAligned"):
+        ours, plain = sampling(n, aligned), sampling(n)
+        floor = multiply_adds(ours) / multiply_adds(plain)
+        case = f"{name}; multiply-adds alone {floor:.2f}"
+        rows.append((case, "plain sampling, same batch", *compare(ours, plain, 7)))
+    return rows
+
+
+def print_style_aligned_memory() -> None:
+    """Most memory of a process that samples four pictures, beyond the loaded model."""
+    settings = {"plain sampling": None, **ALIGNED, "StyleAligned, keep": {"keep": True}}
+    print("\n| 4 pictures, 25 steps | most memory |\n|---|--:|")
+    for name, aligned in settings.items():
+        print(f"| {name} | {most_memory(f'sampling(4, {aligned})'):.0f} MB |")
+
+
+SDXL = {
+    "sample_size": 128,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),  # diffusers means the number of heads
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+@torch.no_grad()
+def print_full_size(config: dict = SDXL, device: str = "cuda") -> None:
+    """One call of a U-Net as large as SDXL's, of random weights: four pictures of 1024 pixels with guidance."""
+    from diffusers import UNet2DConditionModel
+
+    side, projected = config["sample_size"], config["projection_class_embeddings_input_dim"]
+    with torch.device(device):
+        unet = UNet2DConditionModel(**config).half().eval()
+        latents = torch.randn(4, 4, side, side).half().repeat(2, 1, 1, 1)
+        words = torch.randn(8, 77, config["cross_attention_dim"]).half()
+        pooled = torch.randn(8, projected - 6 * config["addition_time_embed_dim"]).half()
+        added = {"text_embeds": pooled, "time_ids": torch.zeros(8, 6).half()}
+
+    def calling(aligned: dict | None) -> Callable:
+        def call():
+            with nullcontext() if aligned is None else StyleAligned(SimpleNamespace(unet=unet), **aligned):
+                unet(latents, 500, words, added_cond_kwargs=added)
+            torch.cuda.synchronize()
+
+        return call
+
+    plain = calling(None)
+    print(f"\n{torch.cuda.get_device_name()}, float16, {sum(p.numel() for p in unet.parameters()) / 1e9:.2f} billion\n")
+    print(
+        "| one call, 4 pictures with guidance | takes | ratio | multiply-adds alone | most memory beyond the weights |"
+    )
+    print("|---|--:|--:|--:|--:|")
+    for name, aligned in {"plain": None, **ALIGNED}.items():
+        call = calling(aligned)
+        ours, reference = compare(call, plain, 7)
+        floor = multiply_adds(call) / multiply_adds(plain)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        memory = (torch.cuda.max_memory_allocated() - before) / 1e9
+        print(f"| {name} | {readable(ours)} | {ours / reference:.2f} | {floor:.2f} | {memory:.1f} GB |")
 
 
 def transfer_cases() -> list[tuple]:
@@ -222,37 +365,26 @@ def dreambooth_cases() -> list[tuple]:
 
 def print_dreambooth_memory() -> None:
     """Most memory of a process in three training steps, beyond the loaded model."""
-    code = (
-        "import resource, sys; sys.path.insert(0, sys.argv[1]); import bench\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "step = getattr(bench, sys.argv[2])(int(sys.argv[3]) or None); before = peak()\n"
-        "step(), step(), step(); print(peak() - before)"
-    )
     print("\n| DreamBooth, 4 + 4 pictures | most memory, ours | diffusers' example script |\n|---|--:|--:|")
-    unit = 1e6 if platform.system() == "Darwin" else 1e3
     for name, rank in DREAMBOOTH.items():
-        runs = [[sys.executable, "-c", code, ROOT / "tests", step, str(rank or 0)]
-                for step in ("dreambooth_step", "diffusers_step")]  # fmt: skip
-        found = [
-            int(subprocess.run(run, capture_output=True, check=True, text=True).stdout.split()[-1]) for run in runs
-        ]
-        print(f"| {name} |", " | ".join(f"{peak / unit:.0f} MB" for peak in found), "|")
+        found = [most_memory(f"{step}({rank})", times=3) for step in ("dreambooth_step", "diffusers_step")]
+        print(f"| {name} |", " | ".join(f"{memory:.0f} MB" for memory in found), "|")
 
 
 def print_memory() -> None:
-    """Most memory of a process that stylizes one picture of 512 pixels, beyond one that only loads the model."""
-    code = (
-        "import resource, sys, torch; from stylemoments import adain; from stylemoments.vgg import VGGFeatures\n"
-        "model = adain.StyleTransfer(VGGFeatures(weights=sys.argv[1]))\n"
-        "x = torch.rand(1, 3, int(sys.argv[2]), int(sys.argv[2])); adain.stylize(model, x, x)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
+    """Most memory of a process that stylizes one picture of 512 pixels, beyond one that stylizes one of 64."""
     print("\n| AdaIN, 512 px | most memory beyond 64 px |\n|---|--:|")
     for weights in ("tiny", "random-wide"):
-        runs = [[sys.executable, "-c", code, weights, size] for size in ("64", "512")]
-        small, large = (int(subprocess.run(run, capture_output=True, check=True).stdout) for run in runs)
-        unit = 1e6 if platform.system() == "Darwin" else 1e3
-        print(f"| {weights} | {(large - small) / unit:.0f} MB |")
+        small, large = (
+            in_new_process(f"bench.stylize_noise({weights!r}, {size}); print(bench.peak())") for size in (64, 512)
+        )
+        print(f"| {weights} | {large - small:.0f} MB |")
+
+
+def stylize_noise(weights: str, size: int) -> None:
+    """One picture."""
+    x = torch.rand(1, 3, size, size)
+    adain.stylize(adain.StyleTransfer(VGGFeatures(weights=weights)), x, x)
 
 
 def chapter_cases() -> list[tuple]:
@@ -278,7 +410,7 @@ def pages_case() -> tuple:
 
 def main() -> None:
     rows = [*norm_cases(), import_case(), world_case(), *transfer_cases()]
-    rows += [*diffusion_cases(), *dreambooth_cases(), *chapter_cases(), pages_case()]
+    rows += [*diffusion_cases(), *style_aligned_cases(), *dreambooth_cases(), *chapter_cases(), pages_case()]
     print(f"\n{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}\n")
     print("| case | baseline | ours takes | baseline takes | ratio |\n|---|---|--:|--:|--:|")
     for case, baseline, ours, reference in rows:
@@ -286,8 +418,10 @@ def main() -> None:
     print_errors()
     print_memory()
     print_dreambooth_memory()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if platform.system() == "Darwin" else 1e6)
-    print(f"\nmost memory of this process, all of the above but the chapters: {peak:.1f} GB")
+    print_style_aligned_memory()
+    print(f"\nmost memory of this process, all of the above but the chapters: {peak() / 1e3:.1f} GB")
+    if torch.cuda.is_available():
+        print_full_size()
 
 
 if __name__ == "__main__":

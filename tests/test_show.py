@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from stylemoments.metrics import mean_interval
-from stylemoments.show import COLORS, band, grid, use_style
+from stylemoments.show import COLORS, band, effects, grid, use_style
 
 
 @pytest.fixture(autouse=True)
@@ -133,11 +133,12 @@ class TestGrid:
             grid(np.zeros((2, 2, 2, 3)), titles=["a"])
 
 
-class TestBand:
-    @pytest.fixture
-    def ax(self):
-        return plt.subplots()[1]
+@pytest.fixture
+def ax():
+    return plt.subplots()[1]
 
+
+class TestBand:
     def test_draws_mean_and_interval(self, ax):
         values = np.array([[1.0, 4.0], [2.0, 4.0], [3.0, 4.0]])
         band(ax, [10, 20], values, label="runs")
@@ -167,3 +168,20 @@ class TestBand:
     def test_one_run_has_no_interval(self, ax):
         with pytest.raises(ValueError, match="at least two"):
             band(ax, [0, 1], np.zeros((1, 2)), label="runs")
+
+
+class TestEffects:
+    def test_a_tick_for_each_pair_and_the_mean_with_its_interval(self, ax):
+        effects(ax, {"a": [1.0, 2.0, 3.0], "b": [0.0, 0.0]}, "less b")
+        ticks, mean = ax.lines[0], ax.containers[0][0]
+        assert ticks.get_xdata().tolist() == [1.0, 2.0, 3.0] and mean.get_xdata().item() == 2.0
+        (bar,) = ax.containers[0][2]
+        low, high = bar.get_segments()[0][:, 0]
+        assert (round(low, 3), round(high, 3)) == (-0.484, 4.484)  # 4.303 standard errors of 0.577
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+        assert ax.get_title() == "less b" and ax.yaxis_inverted()
+
+    @pytest.mark.parametrize(("found", "said"), [({}, "got none"), ({"a": [1.0]}, "two repetitions")])
+    def test_refuses(self, ax, found, said):
+        with pytest.raises(ValueError, match=said):
+            effects(ax, found)

@@ -9,6 +9,8 @@ from skimage import data
 from sklearn.datasets import load_sample_image
 
 from stylemoments import adain, diffusion, files, gallery, norms, show
+from stylemoments.prompts import tiny_sets
+from stylemoments.train import measure_style_aligned
 from stylemoments.train.measure_transfer import pairs
 from stylemoments.world import STYLES, prompt
 
@@ -46,6 +48,14 @@ def tiny_samples() -> matplotlib.figure.Figure:
     return show.grid(images, columns=9, titles=titles, size=1.05)
 
 
+def aligned_sets() -> matplotlib.figure.Figure:
+    """Two of the evaluation sets, and below each the same prompts and noise with StyleAligned."""
+    pipe, numbers = diffusion.load("tiny"), [0, 5]
+    rows = [measure_style_aligned.draw(pipe, settings, numbers) for settings in (None, {})]
+    titles = [noun for number in numbers for noun in tiny_sets()[number].objects]
+    return show.grid(torch.stack(rows).flatten(0, 2), columns=8, titles=[*titles, *[""] * 8], size=1.25)
+
+
 def adain_pairs() -> matplotlib.figure.Figure:
     """Eight photographs in the style of paintings, neither seen in training, drawn by a seed."""
     model, images = adain.load(), []
@@ -74,4 +84,5 @@ if __name__ == "__main__":
     OUT.mkdir(parents=True, exist_ok=True)
     save(adain_pixels(), "adain-pixels.webp")
     save(tiny_samples(), "tiny-samples.webp")
+    save(aligned_sets(), "aligned-sets.webp")
     save(adain_pairs(), "adain-pairs.webp")

@@ -65,8 +65,8 @@ class Maps:
 def recorded(unet: nn.Module, kind: str = "cross", *, largest: int = 32) -> Iterator[Maps]:
     """Record the attention maps of every call of a U-Net in this block; the U-Net itself computes as always.
 
-    In a block of :class:`stylemoments.style_aligned.StyleAligned`, entered first, the keys of a target are its own
-    places and then those of the pictures it looks at.
+    While :class:`stylemoments.style_aligned.StyleAligned` acts, the keys of a target are its own places and then those
+    of the pictures it looks at.
 
     Args:
         unet: a ``UNet2DConditionModel``.

@@ -1,6 +1,6 @@
 r"""What a chapter shows: image grids and intervals over seeds; sliders and quizzes come from ``interact``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -11,7 +11,7 @@ from PIL import Image
 from .interact import quiz, slider
 from .metrics import mean_interval
 
-__all__ = ["COLORS", "band", "grid", "quiz", "slider", "use_style"]
+__all__ = ["COLORS", "band", "effects", "grid", "quiz", "slider", "use_style"]
 
 # Okabe and Ito's colors: blue, orange, purple, vermillion, green, sky blue, black, yellow. The order is ours: the
 # first four are at least 6 steps of CIE lightness apart, so that they also differ in print and for every eye.
@@ -135,3 +135,25 @@ def band(ax: Axes, x, values, *, label: str, color: str | None = None) -> None:
     mean, low, high, _ = mean_interval(values)
     (line,) = ax.plot(x, mean, label=label, color=color)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def effects(ax: Axes, found: Mapping[str, Sequence[float]], title: str = "") -> None:
+    """Draw paired differences, a row for each comparison: each pair as a tick, the mean with its 95 % interval.
+
+    Args:
+        ax: axes to draw on.
+        found: the differences by label, the first on top; each two or more, finite.
+        title: above the axes.
+
+    Raises:
+        ValueError: nothing to draw, or as :func:`stylemoments.metrics.mean_interval`.
+    """
+    if not found:
+        raise ValueError("effects needs one comparison or more; got none")
+    for row, values in enumerate(found.values()):
+        mean, low, _, _ = mean_interval(values)
+        ax.plot(values, np.full(len(values), row), "|", color="gray", markersize=9)
+        ax.errorbar(mean, row, xerr=mean - low, fmt="o", capsize=4, color=COLORS[0])
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_yticks(range(len(found)), found)
+    ax.set(ylim=(len(found) - 0.5, -0.5), title=title)

@@ -364,7 +364,7 @@ class StyleAligned:
         >>> pipe = diffusion.load("tiny", device="cpu")
         size tiny: as asked
         >>> with StyleAligned(pipe):
-        ...     images = diffusion.generate(pipe, ["a cat in neon style", "an owl in neon style"], steps=2)
+        ...     images = diffusion.generate(pipe, ["a cat in neon light style", "a dog in neon light style"], steps=2)
         >>> images.shape
         torch.Size([2, 3, 64, 64])
     """

@@ -151,10 +151,10 @@ def scores(images: Tensor, asked: prompts.StyleSet) -> dict[str, float]:
         asked: what they should show.
 
     Returns:
-        ``text``, the mean cosine of tiny-clip with the names of the objects; ``consistency``, that of tiny-dino between the
-        pictures; ``hue``, how far the targets' palettes are from the reference's, in degrees; ``leak``, see
-        :func:`stylemoments.metrics.leakage`; ``object_right`` and ``style_right``, the share of pictures in which the judge
-        sees the right one.
+        ``text``, the mean cosine of tiny-clip with the names of the objects; ``consistency``, that of tiny-dino
+        between the pictures; ``hue``, how far the targets' palettes are from the reference's, in degrees; ``leak``,
+        see :func:`stylemoments.metrics.leakage`; ``object_right`` and ``style_right``, the share of pictures in which
+        the judge sees the right one.
     """
     see = eyes()
     said = see.judge(images)
