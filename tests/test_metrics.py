@@ -9,6 +9,7 @@ from scipy.spatial import distance
 from stylemoments.metrics import (
     diversity,
     hue_distance,
+    leakage,
     mean_interval,
     paired_bootstrap,
     set_consistency,
@@ -160,6 +161,13 @@ def test_text_alignment_by_hand():
     assert text_alignment([[2, 0], [0, 1], [1, 0]], [[1, 0], [1, 0], [3, 4]]) == pytest.approx(1.6 / 3)
 
 
+def test_leakage_by_hand():
+    """The reference shows object 2. One target has half of it beside its own, one has none, one has nothing else."""
+    seen = [[0.0, 0.0, 1.0], [0.4, 0.2, 0.4], [0.1, 0.9, 0.0], [0.0, 0.3, 0.7]]
+    assert leakage(seen, [2, 0, 1, 0]) == pytest.approx((0.5 + 0 + 1) / 3)
+    assert leakage([[0, 0, 1], [0, 1, 0]], [2, 0]) == 0  # a target that shows neither has not leaked
+
+
 def test_text_alignment_against_torch():
     torch.manual_seed(0)
     images, texts = torch.randn(2, 5, 7, dtype=torch.float64)
@@ -180,6 +188,12 @@ def test_text_alignment_against_torch():
         (lambda: diversity([[1, 0]]), r"two pictures or more; got shape \(1, 2\)"),
         (lambda: diversity([1, 0]), r"\(N, D\)"),
         (lambda: diversity([[1, 0], [np.nan, 0]]), "finite"),
+        (lambda: leakage([[1, 0]], [0]), r"one target or more.*\(1, 2\) and \(1,\)"),
+        (lambda: leakage([[1, 0], [0, 1]], [0]), r"\(2, 2\) and \(1,\)"),
+        (lambda: leakage([[1, 0], [0, 1]], [0, 2]), "objects from 0 to 1"),
+        (lambda: leakage([[1, 0], [0, 1]], [0, -1]), "objects from 0 to 1"),
+        (lambda: leakage([[1, 0], [np.nan, 1]], [0, 1]), "finite"),
+        (lambda: leakage([[1, 0], [0, 1]], [0, 0]), "object 0, as the reference does, cannot leak"),
         (lambda: text_alignment([[1, 0]], [[1, 0], [0, 1]]), r"its text: got .*\(1, 2\) and \(2, 2\)"),
         (lambda: text_alignment(np.ones((0, 2)), np.ones((0, 2))), "its text"),
     ],

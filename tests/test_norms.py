@@ -213,6 +213,14 @@ class TestAdaIN:
         x, y = images(), images(1, 6, 5, 7, seed=8)
         assert_close(norms.adain(x, y), torch.cat([norms.adain(x[i : i + 1], y) for i in range(4)]), **CLOSE)
 
+    @pytest.mark.parametrize("dim", [(-2, -1), -2, (0, 2, 3)])
+    @pytest.mark.parametrize("unbiased", [True, False])
+    def test_kept_moments_serve_as_the_style(self, dim, unbiased):
+        x, y = images(), images(seed=8) * 3 - 1
+        kept = norms.moments(y, dim, unbiased=unbiased)
+        options = {"dim": dim, "unbiased": unbiased, "eps": 0.1}
+        assert torch.equal(norms.with_moments(x, *kept, **options), norms.adain(x, y, **options))
+
     def test_flat_content_gets_the_mean_and_no_nan(self):
         assert_close(norms.adain(torch.ones(1, 2, 3, 3), images(1, 2, 3, 3)).mean((2, 3)),
                      images(1, 2, 3, 3).mean((2, 3)), **CLOSE)  # fmt: skip

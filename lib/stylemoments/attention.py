@@ -32,7 +32,7 @@ def probabilities(attention: nn.Module, tokens: Tensor, context: Tensor | None =
     queries = attention.to_q(tokens)
     keys = attention.to_k(tokens if context is None else context)
     queries, keys = (x.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x in (queries, keys))  # B h n d
-    return (queries @ keys.transpose(-2, -1) * attention.scale).softmax(-1)
+    return (queries * attention.scale @ keys.transpose(-2, -1)).softmax(-1)
 
 
 class Maps:
@@ -52,12 +52,17 @@ class Maps:
         """The mean over the layers that see the picture at ``side`` × ``side`` places: (B, side, side, k).
 
         Raises:
-            ValueError: no recorded layer has this side.
+            ValueError: no recorded layer has this side, or those that do look at different keys.
         """
         fitting = [map for map in self.layers.values() if map.shape[1] == side**2]
         if not fitting:
             sides = sorted({round(map.shape[1] ** 0.5) for map in self.layers.values()})
             raise ValueError(f"no recorded layer sees {side} × {side} places; recorded sides: {sides}")
+        keys = sorted({map.shape[2] for map in fitting})
+        if len(keys) > 1:
+            raise ValueError(
+                f"layers of this side look at {keys} keys, some shared and some not: read Maps.layers by name"
+            )
         return torch.stack(fitting).mean(0).unflatten(1, (side, side))
 
 
@@ -104,6 +109,8 @@ def recorded(unet: nn.Module, kind: str = "cross", *, largest: int = 32) -> Iter
 @torch.no_grad()
 def _watch(maps: Maps, name: str, largest: int, attention: nn.Module, args: tuple, options: dict) -> None:
     tokens, context = args[0], options.get("encoder_hidden_states")
+    if isinstance(context, tuple):  # an IP-Adapter's: the words, and the tokens of its pictures
+        context = context[0]
     if tokens.shape[1] > largest**2:
         return
     shared = getattr(attention.processor, "probabilities", None)

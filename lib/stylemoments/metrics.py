@@ -175,28 +175,31 @@ def leakage(probabilities, objects) -> float:
     r"""Content leakage: how much of the reference's object a classifier sees in the targets, beyond their own.
 
     The mean over the targets of :math:`p_r / (p_r + p_t)`, where p is the probability that the classifier gives to the
-    object of the reference and to that of the target. 0 is a set of clean targets, 1 a set in which every target shows
-    the reference's object instead of its own. The StyleAligned paper (arXiv 2312.02133) shows leakage in
-    pictures; the number is ours.
+    object of the reference and to that of the target. 0 is a set of clean targets, or of targets that show neither; 1
+    is a set in which every target shows the reference's object instead of its own. The StyleAligned paper
+    (arXiv 2312.02133) shows leakage in pictures; the number is ours.
 
     Args:
         probabilities: array-like ``(N, C)``, one row per picture, the reference first.
         objects: ``N`` indices from 0 to C - 1: what each picture should show; no target may share the reference's.
 
     Raises:
-        ValueError: other shapes, no targets, or a target with the object of the reference.
+        ValueError: other shapes, no targets, values that are not finite, an object out of range, or a target with the
+            object of the reference.
 
     Example:
         >>> leakage([[1, 0, 0], [0.2, 0.8, 0], [0, 0, 1]], [0, 1, 2])  # a fifth in one target, nothing in the other
         0.1
     """
-    probabilities, objects = np.asarray(probabilities, dtype=float), np.asarray(objects, dtype=int)
+    probabilities, objects = np.asarray(probabilities, dtype=float), np.asarray(objects)
     if probabilities.ndim != 2 or objects.shape != probabilities.shape[:1] or len(objects) < 2:
         raise ValueError(
             "leakage needs probabilities (N, C) of a reference and one target or more, and what each shows; "
             f"got shapes {probabilities.shape} and {objects.shape}"
         )
-    reference, *targets = objects
+    if not np.isfinite(probabilities).all() or not np.isin(objects, np.arange(probabilities.shape[1])).all():
+        raise ValueError(f"probabilities are finite, objects from 0 to {probabilities.shape[1] - 1}; got {objects}")
+    reference, *targets = objects.astype(int)
     if reference in targets:
         raise ValueError(f"targets that show object {reference}, as the reference does, cannot leak; leave them out")
     leaked = probabilities[1:, reference]

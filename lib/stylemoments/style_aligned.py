@@ -8,10 +8,13 @@ In the self-attention of a diffusion U-Net each target picture t looks at a refe
 .. math:: \mathrm{softmax}\left(\hat Q_t \, [\hat K_t; K_r]^\top / \sqrt d\right) \, [V_t; V_r]
 
 The moments of AdaIN are those of each feature of each head, over the tokens. The reference looks at itself alone: it
-comes out bit for bit as without its followers. Nothing is trained.
+comes out as without its followers, on a CPU bit for bit. Nothing is trained.
 
 Axes: ``B`` rows of the batch, ``h`` heads, ``N`` tokens (places of the picture), ``d`` features; ``t`` target rows,
 ``r`` reference rows, ``R`` references that one target follows.
+
+The U-Net must be as diffusers made it: not compiled, and without gradient checkpointing while it is trained. One thread
+at a time may call it in the block.
 
 What differs from the public code (github.com/google/style-aligned): where the reference stands in the batch, and
 whether guidance doubled it, is seen or said, never guessed; the layers that share are a fraction or names; a shift is
@@ -24,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -34,11 +38,20 @@ from . import _torchvision  # noqa: F401
 from .norms import moments, with_moments
 
 # isort: split
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
 
 EPS = 1e-5  # of AdaIN, as in the public code
 LAYOUTS = ("auto", "single", "halves", "pairs")
-PLAIN = ("AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
+LOUDEST = 100.0  # a shift beyond which nothing but the reference is heard, and half precision overflows
+PLAIN = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
 
 
 # ---------------------------------------------------------------------------------------- the formulas
@@ -109,6 +122,15 @@ class Rows:
     source: Tensor | None  # (r,) rows that are looked at; None where they were kept
     followed: Tensor  # (t, R) which of the source each target looks at
     weights: Tensor  # (t, R) how much; 0 fills up
+    even: bool  # whether all weights are 1
+
+    def check(self, x: Tensor) -> None:
+        """Refuse a batch that is not the one the U-Net was called with."""
+        known = len(self.plain) + len(self.targets)
+        if len(x) != known:
+            raise RuntimeError(
+                f"the U-Net was called with {known} rows, and a layer of it with {len(x)}: call the U-Net itself"
+            )
 
     def of_targets(self, x: Tensor) -> Tensor:
         """What each target follows, (t, R, ...), of (r, ...)."""
@@ -117,7 +139,7 @@ class Rows:
 
 def _follows(reference, n: int) -> list[dict[int, float]]:
     """For each of n pictures, which it follows with which weight; a reference follows itself."""
-    entries = [reference] * n if isinstance(reference, int) else list(reference)
+    entries = [reference] * n if _is_index(reference) else list(reference)
     if len(entries) != n:
         raise ValueError(
             f"reference has {len(entries)} entries, one for each picture, but the U-Net was called with {n} pictures"
@@ -135,9 +157,13 @@ def _follows(reference, n: int) -> list[dict[int, float]]:
     return follows
 
 
+def _is_index(entry) -> bool:
+    return isinstance(entry, Integral) and not isinstance(entry, bool) and entry >= 0
+
+
 def _check_reference(reference) -> None:
     """What can be said of a reference before the pictures are counted."""
-    if isinstance(reference, KeptReference) or (isinstance(reference, int) and reference >= 0):
+    if isinstance(reference, KeptReference) or _is_index(reference):
         return
     if not isinstance(reference, Sequence) or isinstance(reference, str) or not reference:
         raise ValueError(
@@ -145,9 +171,9 @@ def _check_reference(reference) -> None:
             f"got {reference!r}"
         )
     for entry in reference:
-        weights = entry if isinstance(entry, Mapping) else {entry: 1.0}
-        fine = all(isinstance(j, int) and w > 0 for j, w in weights.items())
-        if not fine or not math.isclose(sum(weights.values()), 1, abs_tol=1e-6):
+        weights = entry if isinstance(entry, Mapping) else {}
+        fine = all(_is_index(j) and w > 0 for j, w in weights.items())
+        if not _is_index(entry) and not (fine and math.isclose(sum(weights.values()), 1, abs_tol=1e-6)):
             raise ValueError(
                 "an entry of reference is the index of the picture to follow, or indices with positive weights that "
                 f"sum to 1, such as {{0: 0.3, 1: 0.7}}; got {entry!r}"
@@ -159,6 +185,7 @@ def batch_layout(latents: Tensor, layout: str = "auto") -> Tensor:
 
     Guidance shows the U-Net the same latents twice. ``"auto"`` sees this: rows that repeat as a whole are ``"halves"``,
     ``[uncond; cond]`` or the other way round; rows that repeat one by one are ``"pairs"``; all others are ``"single"``.
+    Two rows that are the same are one picture.
 
     Args:
         latents: (B, C, H, W), what the U-Net is called with.
@@ -168,7 +195,7 @@ def batch_layout(latents: Tensor, layout: str = "auto") -> Tensor:
         (copies, pictures), the row of each copy of each picture.
 
     Raises:
-        ValueError: an unknown layout, one that does not fit, or latents that are all the same.
+        ValueError: a layout that does not fit, or latents that repeat in more than one way, or more than twice.
 
     Example:
         >>> noise = torch.randn(3, 4, 8, 8)
@@ -176,11 +203,9 @@ def batch_layout(latents: Tensor, layout: str = "auto") -> Tensor:
         tensor([[0, 1, 2],
                 [3, 4, 5]])
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"the layout is one of {', '.join(LAYOUTS)}; got {layout!r}")
     if layout == "auto":
         layout = _seen_layout(latents)
-    rows = torch.arange(len(latents), device=latents.device)
+    rows = torch.arange(len(latents))
     if layout == "single":
         return rows[None]
     if len(rows) % 2:
@@ -189,17 +214,20 @@ def batch_layout(latents: Tensor, layout: str = "auto") -> Tensor:
 
 
 def _seen_layout(latents: Tensor) -> str:
-    batch = len(latents)
-    if batch == 1 or batch % 2:
+    rows = torch.unique(latents.flatten(1), dim=0, return_inverse=True)[1].tolist()  # the same number, the same latents
+    batch = len(rows)
+    repeats = [k for k in range(2, batch + 1) if batch % k == 0 and rows == rows[: batch // k] * k]
+    pairs = batch % 2 == 0 and rows[::2] == rows[1::2]
+    if not repeats and not pairs:
         return "single"
-    halves = torch.equal(latents[: batch // 2], latents[batch // 2 :])
-    pairs = torch.equal(latents[::2], latents[1::2])
-    if batch > 2 and halves and pairs:  # two rows are one picture with guidance, far more often than two of one noise
-        raise ValueError(
-            f"all {batch} rows of the batch have the same latents, so which of them guidance doubled cannot be seen: "
-            'pass layout="halves" with guidance, "single" without, or begin the pictures with different noise'
-        )
-    return "halves" if halves else "pairs" if pairs else "single"
+    if batch == 2 or (repeats == [2] and not pairs):
+        return "halves"
+    if not repeats:
+        return "pairs"
+    raise ValueError(
+        f"the {batch} rows of the batch have {len(set(rows))} different latents, so how guidance repeats the pictures "
+        'cannot be seen: pass layout="halves" with guidance, "single" without, or begin with different noise'
+    )
 
 
 # ---------------------------------------------------------------------------------------- a reference to keep
@@ -219,8 +247,13 @@ class Call:
 
     timestep: float
     copies: int  # 2 with guidance in one batch
+    sides: tuple[int, ...]  # rows and columns of the latents
     layers: dict[str, Kept] = field(default_factory=dict)
     norms: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # mean and variance, (r, groups, 1)
+
+    def __str__(self):
+        sides = " x ".join(map(str, self.sides))
+        return f"timestep {self.timestep:g} with {self.copies} rows for each picture, {sides}"
 
 
 class KeptReference:
@@ -231,7 +264,6 @@ class KeptReference:
 
     def __init__(self):
         self.calls: list[Call] = []
-        self._next = 0
 
     def __repr__(self):
         return f"KeptReference({len(self.calls)} calls of the U-Net, {self.nbytes / 1e6:.0f} MB)"
@@ -242,29 +274,6 @@ class KeptReference:
         kept = [x for call in self.calls for layer in call.layers.values() for x in (*layer[:2], *layer.queries)]
         kept += [x for call in self.calls for pair in call.norms.values() for x in pair]
         return sum(x.nbytes for x in kept)
-
-    def begin(self, timestep: float, copies: int) -> None:
-        """Make room for one more call."""
-        times = [call.timestep for call in self.calls]
-        if timestep in times and times[-1] != timestep:
-            raise ValueError(
-                "keep=True keeps one run of the sampler, and a second one began; leave the block after the first"
-            )
-        self.calls.append(Call(timestep, copies))
-
-    def follow(self, timestep: float, copies: int) -> Call:
-        """The kept call that belongs to the next one; after the last comes the first again."""
-        index = self._next % len(self.calls)
-        if self.calls[index].timestep != timestep and self.calls[0].timestep == timestep:
-            index = 0  # the run before was left early
-        call = self.calls[index]
-        if (call.timestep, call.copies) != (timestep, copies):
-            raise ValueError(
-                f"the reference was kept at timestep {call.timestep:g} with {call.copies} rows for each picture, and "
-                f"is followed at timestep {timestep:g} with {copies}: sample with the same steps and guidance"
-            )
-        self._next = index + 1
-        return call
 
 
 # ---------------------------------------------------------------------------------------- the patch
@@ -279,7 +288,8 @@ def attention_layers(unet: nn.Module) -> list[str]:
         size tiny: as asked
         'down_blocks.0.attentions.0.transformer_blocks.0.attn1'
     """
-    names = [name for name, block in unet.named_modules() if isinstance(block, BasicTransformerBlock)]
+    blocks = [(name, block) for name, block in unet.named_modules() if isinstance(block, BasicTransformerBlock)]
+    names = [name for name, block in blocks if not block.only_cross_attention]
     order = {"down": 0, "mid_": 1, "up_b": 2}  # a U-Net registers its middle last
     return sorted((f"{name}.attn1" for name in names), key=lambda name: order.get(name[:4], 3))
 
@@ -303,8 +313,8 @@ def choose_layers(names: Sequence[str], layers: float | Sequence[str]) -> list[s
     if isinstance(layers, str):
         layers = [layers]
     if not isinstance(layers, Sequence):
-        if not 0 <= layers <= 1:
-            raise ValueError(f"layers is a fraction from 0 to 1, or a list of names; got {layers}")
+        if not isinstance(layers, Real) or not 0 <= layers <= 1:
+            raise ValueError(f"layers is a fraction from 0 to 1, or a list of names; got {layers!r}")
         n, k = len(names), math.floor(layers * len(names) + 0.5)
         return [name for i, name in enumerate(names) if (i + 1) * k // n > i * k // n]
     for asked in layers:
@@ -332,15 +342,16 @@ class StyleAligned:
         share_attention: targets look at the reference's keys and values beside their own. Default of the paper.
         adain_queries, adain_keys, adain_values: targets' queries, keys or values get the reference's moments first. The
             paper's default is queries and keys.
-        full_attention: every picture of a set looks at all of them, without AdaIN and without a reference: the paper's
-            ablation. No other setting but ``layers``, ``reference`` (who is in which set) and ``layout`` then matters.
-        share_group_norm: target and reference are normalized by their common moments in every group norm. Off in
-            the paper, on in the public code's experiment with SDXL.
+        full_attention: every picture of a set looks at all of them, and there is no reference: the paper's ablation.
+            Then ``layers``, ``reference`` (who is in which set) and ``layout`` count, the AdaIN settings and
+            ``share_attention`` do not, and the settings of a reference are refused.
+        share_group_norm: target and reference are normalized by their common moments in every group norm, whatever
+            ``layers`` says. The paper does not mention it; the public code has it on by default.
         share_layer_norm: the same for the layer norms of the transformer blocks. It is what the public code does, and
             it changes nothing: a layer norm takes the moments of each token alone.
-        reference_scale: factor of the reference's keys as targets see them; 0 to about 1.2. Below 1 is for references
-            that draw too much attention to themselves; 1 is the paper.
-        reference_shift: added to the logits of the reference's keys; any number, and log 2 equals a second copy of the
+        reference_scale: factor of the reference's keys as targets see them; 0 to about 1.5. Below 1 is for references
+            that draw too much attention to themselves, at 0 all of the reference is heard alike; 1 is the paper.
+        reference_shift: added to the logits of the reference's keys; up to 100, and log 2 equals a second copy of the
             reference. 0 is the paper, minus infinity is no sharing.
         layers: which self-attention layers share: a fraction from 0 to 1 of them, spread evenly, or a list of names as
             in :func:`attention_layers` or their beginnings, such as ``["up_blocks"]``. 1, all of them, is the paper.
@@ -350,14 +361,16 @@ class StyleAligned:
             ``{0: 0.3, 1: 0.7}`` follows several: their keys are weighed by it, and their moments are mixed (ours, not
             the paper's). Or a :class:`KeptReference`: every picture of the batch follows that.
         layout: how guidance doubles the batch, see :func:`batch_layout`; ``"auto"`` sees it.
-        keep: keep what targets need of the reference; after the block it is in the attribute ``kept``. The batch may
-            then be the reference alone. It takes two tensors of tokens by channels for each layer, row and step.
+        keep: keep what targets need of the reference in one run of the sampler; after the block it is in the attribute
+            ``kept``. The batch may then be the reference alone. It takes two tensors of tokens by channels for each
+            layer, row and step: 18 MB for 12 steps of the tiny pipeline with guidance, 0.84 GB for *each* step of XL at
+            1024 pixels in half precision.
 
     Raises:
-        TypeError: a pipeline without such a U-Net.
-        ValueError: a setting out of its range, on entry. While sampling: no targets in the batch, a reference that is
-            not in it, latents that do not tell the layout.
-        RuntimeError: the U-Net is style-aligned already.
+        TypeError: a pipeline without such a U-Net; on entry, a layer whose processor does more than attention.
+        ValueError: a setting out of its range. While sampling: no targets in the batch, a reference that is not in it,
+            latents that do not tell the layout, an attention mask.
+        RuntimeError: the U-Net is style-aligned already, or compiled, or was changed in the block.
 
     Example:
         >>> from . import diffusion
@@ -387,17 +400,17 @@ class StyleAligned:
 
     def __post_init__(self):
         unet = getattr(self.pipe, "unet", None)
-        if not isinstance(unet, nn.Module) or not attention_layers(unet):
+        if not isinstance(unet, UNet2DConditionModel):
             raise TypeError(
-                "StyleAligned needs a pipeline whose .unet is a U-Net with transformer blocks, such as a Stable "
-                f"Diffusion pipeline; got {type(self.pipe).__name__} with {type(unet).__name__}"
+                "StyleAligned needs a pipeline whose .unet is a UNet2DConditionModel, such as Stable Diffusion's, "
+                f"not compiled; got {type(self.pipe).__name__} with {type(unet).__name__}"
             )
         self._names = choose_layers(attention_layers(unet), self.layers)
         _check_reference(self.reference)
         if not (math.isfinite(self.reference_scale) and self.reference_scale >= 0):
             raise ValueError(f"reference_scale is a finite factor, 0 or more; got {self.reference_scale}")
-        if math.isnan(self.reference_shift) or self.reference_shift == math.inf:
-            raise ValueError(f"reference_shift is a number below infinity; got {self.reference_shift}")
+        if not self.reference_shift <= LOUDEST:
+            raise ValueError(f"reference_shift is a number up to {LOUDEST:g}; got {self.reference_shift}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"the layout is one of {', '.join(LAYOUTS)}; got {self.layout!r}")
         if self.full_attention:
@@ -423,10 +436,12 @@ class StyleAligned:
             raise ValueError("keep=True needs a fresh reference in the batch; this one is kept already")
         if not kept.calls:
             raise ValueError("the reference is empty: sample with it in a block of StyleAligned(pipe, keep=True) first")
-        missing = [name for name in self._names if name not in kept.calls[0].layers]
-        if missing or (self.share_group_norm and not kept.calls[0].norms):
+        missing = [name for call in kept.calls for name in self._names if name not in call.layers]
+        if missing or (self.share_group_norm and not all(call.norms for call in kept.calls)):
             what = f"of layer {missing[0]}" if missing else "for share_group_norm"
-            raise ValueError(f"nothing was kept {what}: keep the reference with the settings that its followers need")
+            raise ValueError(
+                f"nothing was kept {what}: keep a whole run of the reference, with the settings that its followers need"
+            )
 
     # ------------------------------------------------------------------ entering and leaving
 
@@ -434,15 +449,22 @@ class StyleAligned:
         unet = self.pipe.unet
         if any(isinstance(getattr(hook, "__self__", None), StyleAligned) for hook in unet._forward_pre_hooks.values()):
             raise RuntimeError("this U-Net is style-aligned already; leave the other block first")
+        if unet._compiled_call_impl is not None:
+            raise RuntimeError(
+                "a compiled U-Net may keep its old attention; use StyleAligned with one that is not compiled"
+            )
         modules = dict(unet.named_modules())
         for name in self._names:
-            if (kind := type(modules[name].processor).__name__) not in PLAIN:
+            if not isinstance(processor := modules[name].processor, PLAIN):
                 raise TypeError(
-                    f"StyleAligned would put aside what the processor {kind} does in {name}; it can replace "
-                    f"{', '.join(PLAIN)}. Choose other layers, or call unet.set_default_attn_processor() first"
+                    f"StyleAligned would put aside what {type(processor).__name__} does in {name}; it can replace "
+                    f"{', '.join(kind.__name__ for kind in PLAIN)}. Choose other layers, or call "
+                    "unet.set_default_attn_processor() first"
                 )
         self.kept = KeptReference() if self.keep else None
         self._plans: dict[tuple, Rows] = {}
+        self._rows = self._call = self._before = None
+        self._next = 0  # of the calls of a kept reference
         with ExitStack() as undo:
             self._hook(undo, unet.register_forward_pre_hook(self._begin, with_kwargs=True))
             for name in self._names:
@@ -462,47 +484,96 @@ class StyleAligned:
 
     def __exit__(self, *exception):
         self._undo.close()
-        self._plans = {}
+        self._plans, self._rows, self._call = {}, None, None
 
     def settings(self) -> dict:
         """All settings but the pipeline, by name."""
-        names = [f.name for f in fields(self) if f.name not in ("pipe", "_")]
-        return {name: getattr(self, name) for name in names}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pipe"}
 
     # ------------------------------------------------------------------ one call of the U-Net
 
     def _begin(self, unet: nn.Module, args: tuple, options: dict) -> None:
         """See who is in the batch, before the U-Net computes."""
+        self._check_network(unet)
         latents = args[0] if args else options["sample"]
-        timestep = float(args[1] if len(args) > 1 else options["timestep"])
-        rows = batch_layout(latents, self.layout)
-        key = (*rows.flatten().tolist(), *rows.shape, latents.device)
+        times = torch.as_tensor(args[1] if len(args) > 1 else options["timestep"]).flatten().tolist()
+        timestep = times[0] if len(set(times)) == 1 else math.nan
+        own = latents[:, : unet.config.out_channels]  # others are of an image to edit
+        rows = batch_layout(own, self.layout)
+        self._check_layout(timestep, rows)
+        key = (*rows.shape, int(rows[-1, 0]), latents.device)
         if key not in self._plans:
-            self._plans[key] = self._plan(rows)
-        self._rows = self._plans[key]
-        self._call = None
-        if self.keep:
-            self.kept.begin(timestep, len(rows))
-            self._call = self.kept.calls[-1]
-        elif isinstance(self.reference, KeptReference):
-            self._call = self.reference.follow(timestep, len(rows))
+            self._plans[key] = self._plan(rows, latents.device)
+        self._rows, self._call = self._plans[key], None
+        if self.keep or isinstance(self.reference, KeptReference):
+            if math.isnan(timestep):
+                raise ValueError(f"a kept reference needs one timestep for the whole batch; got {times}")
+            self._call = (self._keep if self.keep else self._follow)(Call(timestep, len(rows), latents.shape[2:]))
+        self._before = timestep, rows
 
-    def _plan(self, rows: Tensor) -> Rows:
+    def _check_network(self, unet: nn.Module) -> None:
+        if unet.is_gradient_checkpointing and unet.training:
+            raise RuntimeError(
+                "gradient checkpointing computes layers again when it is no longer known who follows whom: call "
+                "unet.disable_gradient_checkpointing() first"
+            )
+        for name in self._names:
+            if not isinstance(unet.get_submodule(name).processor, _SharedAttention):
+                raise RuntimeError(f"the processor of {name} was replaced: change the U-Net before or after the block")
+
+    def _check_layout(self, timestep: float, rows: Tensor) -> None:
+        """Two sets from the same noise look like guidance, until they differ."""
+        if self._before is None or self.layout != "auto":
+            return
+        time, before = self._before
+        if timestep < time and rows.numel() == before.numel() and rows.tolist() != before.tolist():
+            raise ValueError(
+                "the rows of the batch repeated at first and now do not, so they were no guidance: pass layout="
+                '"single", or begin the pictures with different noise'
+            )
+
+    def _keep(self, call: Call) -> Call:
+        if self._before is not None and call.timestep > self._before[0]:
+            raise ValueError(
+                "keep=True keeps one run of the sampler, and a second one began; leave the block after the first"
+            )
+        self.kept.calls.append(call)
+        return call
+
+    def _follow(self, now: Call) -> Call:
+        """The kept call that belongs to this one; a new run of the sampler begins with the first."""
+        calls = self.reference.calls
+        if self._next == len(calls) or (self._before is not None and now.timestep > self._before[0]):
+            self._next = 0
+        if calls[self._next].timestep != now.timestep == calls[0].timestep:
+            self._next = 0  # the run before was left after its first step
+        call = calls[self._next]
+        if (call.timestep, call.copies, call.sides) != (now.timestep, now.copies, now.sides):
+            raise ValueError(
+                f"the reference was kept at {call}, and is followed at {now}: sample with the same steps, guidance "
+                "and size"
+            )
+        self._next += 1
+        return call
+
+    def _plan(self, rows: Tensor, device: torch.device) -> Rows:
         copies, n = rows.shape
-        index = partial(torch.tensor, device=rows.device, dtype=torch.long)
+        index = partial(torch.tensor, device=device, dtype=torch.long)
         if isinstance(self.reference, KeptReference):
-            copy = torch.arange(copies, device=rows.device)[:, None].expand(copies, n)
-            return Rows(index([]), rows.flatten(), None, copy.reshape(-1, 1), torch.ones(copies * n, 1).to(rows.device))
+            copy = torch.arange(copies, device=device)[:, None].expand(copies, n).reshape(-1, 1)
+            return Rows(
+                index([]), rows.flatten().to(device), None, copy, torch.ones_like(copy, dtype=torch.float), True
+            )
         follows = _follows(self.reference, n)
         looks = self._looks(follows)
-        targets = [i for i in range(n) if looks[i]]
+        plain, targets = ([i for i in range(n) if bool(looks[i]) is looking] for looking in (False, True))
         if not targets and not self.keep:
             raise ValueError(
                 f"the batch has {n} picture{'s' * (n > 1)} and none that follows another: StyleAligned needs a "
                 "reference and targets in one batch, or a kept reference. (Two rows of the same latents count as one "
                 'picture with guidance; layout="single" says that they are two)'
             )
-        source = sorted({j for i in targets for j in looks[i]} | {i for i in range(n) if not looks[i]})
+        source = sorted({j for i in targets for j in looks[i]} | (set(plain) if self.keep else set()))
         if self.keep and len(source) > 1:
             raise ValueError(f"keep=True keeps one reference, and the batch has {len(source)}")
         widest = max((len(looks[i]) for i in targets), default=1)
@@ -511,14 +582,10 @@ class StyleAligned:
             for c in range(copies) for i in targets
         ]  # fmt: skip
         weights = [[*looks[i].values()] + [0.0] * (widest - len(looks[i])) for i in targets] * copies
-        plain = [i for i in range(n) if not looks[i]]
-        return Rows(
-            rows[:, index(plain)].flatten(),
-            rows[:, index(targets)].flatten(),
-            rows[:, index(source)].flatten(),
-            index(followed).view(-1, widest),
-            torch.tensor(weights, device=rows.device).view(-1, widest),
-        )
+        plain, targets, source = (rows[:, those].flatten().to(device) for those in (plain, targets, source))
+        even = all(weight == 1 for row in weights for weight in row)
+        weights = torch.tensor(weights, device=device).view(-1, widest)
+        return Rows(plain, targets, source, index(followed).view(-1, widest), weights, even)
 
     def _looks(self, follows: list[dict[int, float]]) -> list[dict[int, float]]:
         """At whom each picture looks beside itself, and how much; nobody, for a reference."""
@@ -533,25 +600,32 @@ class StyleAligned:
 
     def _reference(self, name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Kept:
         """What the targets need of those they follow in this layer."""
-        rows = self._rows
-        if rows.source is None:
+        source = self._rows.source
+        if source is None:
             return self._call.layers[name]
-        return Kept(keys[rows.source], values[rows.source], _token_moments(queries[rows.source]))
+        of_queries = _token_moments(queries[source]) if self.keep or self._gives_moments("adain_queries") else None
+        return Kept(keys[source], values[source], of_queries)
 
-    def _shared(self, name: str, queries: Tensor, keys: Tensor, values: Tensor):
+    def _gives_moments(self, setting: str) -> bool:
+        return getattr(self, setting) and not self.full_attention
+
+    def _shared(self, reference: Kept, queries: Tensor, keys: Tensor, values: Tensor):
         """Queries, keys, values and bias of the targets: (t, h, N, d), (t, h, M, d) twice, (t, 1, 1, M) or None."""
-        rows, reference = self._rows, self._reference(name, queries, keys, values)
-        queries, keys, values = (x[rows.targets] for x in (queries, keys, values))
-        if not self.full_attention:
-            queries = self._aligned(queries, reference.queries) if self.adain_queries else queries
-            keys = self._aligned(keys, _token_moments(reference.keys)) if self.adain_keys else keys
-            values = self._aligned(values, _token_moments(reference.values)) if self.adain_values else values
+        queries, keys, values = (x[self._rows.targets] for x in (queries, keys, values))
+        if self._gives_moments("adain_queries"):
+            queries = self._aligned(queries, reference.queries)
+        if self._gives_moments("adain_keys"):
+            keys = self._aligned(keys, _token_moments(reference.keys))
+        if self._gives_moments("adain_values"):
+            values = self._aligned(values, _token_moments(reference.values))
         if not (self.share_attention or self.full_attention):
             return queries, keys, values, None
-        tokens = keys.shape[-2]
-        keys = torch.cat([keys, self._others(reference.keys) * self.reference_scale], -2)
+        tokens, its_keys = keys.shape[-2], reference.keys
+        if self.reference_scale != 1:
+            its_keys = its_keys * self.reference_scale
+        keys = torch.cat([keys, self._others(its_keys)], -2)
         values = torch.cat([values, self._others(reference.values)], -2)
-        return queries, keys, values, self._bias(tokens, keys)
+        return queries, keys, values, self._bias(tokens, keys.dtype)
 
     def _aligned(self, x: Tensor, of_source: tuple[Tensor, Tensor]) -> Tensor:
         """AdaIN over the tokens: targets (t, h, N, d), moments of the source (r, h, 1, d)."""
@@ -566,40 +640,43 @@ class StyleAligned:
         """Tokens of all that each target follows: (r, h, N, d) to (t, h, R N, d)."""
         return self._rows.of_targets(x).transpose(1, 2).flatten(2, 3)
 
-    def _bias(self, tokens: int, keys: Tensor) -> Tensor | None:
+    def _bias(self, tokens: int, dtype: torch.dtype) -> Tensor | None:
         """What is added to the logits: nothing for a target's own keys, shift + log weight for the others'."""
         weights = self._rows.weights
-        if self.reference_shift == 0 and bool((weights == 1).all()):
+        if self.reference_shift == 0 and self._rows.even:
             return None
         own = torch.zeros(len(weights), tokens, device=weights.device)
         others = (weights.log() + self.reference_shift).repeat_interleave(tokens, -1)
-        return torch.cat([own, others], -1)[:, None, None].to(keys.dtype)
+        return torch.cat([own, others], -1)[:, None, None].to(dtype)
 
     def attend(self, name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """What comes out of a layer's heads, (B, h, N, d) as queries, keys and values are."""
-        rows = self._rows
-        output = torch.empty_like(queries)
+        rows, output = self._rows, torch.empty_like(queries)
+        rows.check(queries)
+        reference = self._reference(name, queries, keys, values)
         if len(rows.plain):
             plain = (x[rows.plain] for x in (queries, keys, values))
             output[rows.plain] = F.scaled_dot_product_attention(*plain)
         if len(rows.targets):
-            *shared, bias = self._shared(name, queries, keys, values)
+            *shared, bias = self._shared(reference, queries, keys, values)
             output[rows.targets] = F.scaled_dot_product_attention(*shared, attn_mask=bias)
         if self.keep:
-            kept = self._reference(name, queries, keys, values)
-            self._call.layers[name] = Kept(*(x.detach() for x in kept[:2]), tuple(x.detach() for x in kept.queries))
+            moments_ = tuple(x.detach() for x in reference.queries)
+            self._call.layers[name] = Kept(reference.keys.detach(), reference.values.detach(), moments_)
         return output
 
     def probabilities(self, name: str, queries: Tensor, keys: Tensor) -> Tensor:
         """How much each query looks at each key: (B, h, N, M), a row's own N first, then those it follows."""
-        rows = self._rows
-        *shared, bias = self._shared(name, queries, keys, keys)
-        scale = queries.shape[-1] ** -0.5
-        logits = shared[0] @ shared[1].transpose(-2, -1) * scale
+        rows, scale = self._rows, queries.shape[-1] ** -0.5
+        rows.check(queries)
+        own = (_float32(queries[rows.plain]) * scale @ _float32(keys[rows.plain]).mT).softmax(-1)
+        if not len(rows.targets):
+            return own[rows.plain.argsort()]
+        q, k, _, bias = self._shared(self._reference(name, queries, keys, keys), queries, keys, keys)
+        logits = _float32(q) * scale @ _float32(k).mT
         targets = (logits if bias is None else logits + bias).softmax(-1)
         found = targets.new_zeros(len(queries), *targets.shape[1:])
         found[rows.targets] = targets
-        own = (queries[rows.plain] @ keys[rows.plain].transpose(-2, -1) * scale).softmax(-1)
         found[rows.plain, :, :, : keys.shape[-2]] = own
         return found
 
@@ -607,20 +684,31 @@ class StyleAligned:
 
     def _group_norm(self, name: str, norm: nn.GroupNorm, args: tuple, output: Tensor) -> Tensor:
         rows, x = self._rows, args[0]
-        groups = _float32(x).reshape(len(x), norm.num_groups, -1)  # b g n
-        source = self._call.norms[name] if rows.source is None else moments(groups[rows.source], -1)
+        rows.check(x)
+        if norm.weight.device != x.device:
+            raise RuntimeError(
+                "share_group_norm needs the U-Net's weights where it computes: use enable_model_cpu_offload instead of "
+                "enable_sequential_cpu_offload"
+            )
+
+        def groups(of: Tensor) -> Tensor:
+            return _float32(x[of]).reshape(len(of), norm.num_groups, -1)  # b g n
+
+        source = self._call.norms[name] if rows.source is None else moments(groups(rows.source), -1)
         if self.keep:
             self._call.norms[name] = tuple(m.detach() for m in source)
-        own = groups[rows.targets]
+        if not len(rows.targets):
+            return output
+        own = groups(rows.targets)
         mean, variance = pooled(*moments(own, -1), rows.weights, *(rows.of_targets(m) for m in source))
-        normal = ((own - mean) * (variance + norm.eps).rsqrt()).view_as(x[rows.targets])
+        normal = ((own - mean) * (variance + norm.eps).rsqrt()).view(-1, *x.shape[1:])
         weight, bias = (p.view(-1, *[1] * (x.ndim - 2)) for p in (norm.weight, norm.bias))
         return output.index_copy(0, rows.targets, (normal * weight + bias).to(output.dtype))
 
-    def _layer_norm(self, norm: nn.LayerNorm, args: tuple, output: Tensor) -> Tensor | None:
+    def _layer_norm(self, norm: nn.LayerNorm, args: tuple, output: Tensor) -> Tensor:
         rows, x = self._rows, args[0]
-        if rows.source is None:  # of a kept reference there are no tokens; they would change nothing
-            return None
+        if rows.source is None or not len(rows.targets):  # no tokens of a reference; they would change nothing
+            return output
         others = rows.of_targets(x[rows.source]).flatten(1, 2)  # t (R n) c
         both = torch.cat([x[rows.targets], others], -2)
         both = F.layer_norm(both, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
@@ -633,9 +721,14 @@ class _SharedAttention:
     def __init__(self, aligned: StyleAligned, name: str):
         self.aligned, self.name = aligned, name
 
+    def __reduce_ex__(self, protocol):
+        raise RuntimeError("leave the block of StyleAligned before you copy or pickle its U-Net")
+
     def __call__(self, attn, hidden_states: Tensor, encoder_hidden_states=None, attention_mask=None, **_) -> Tensor:
         if encoder_hidden_states is not None or attention_mask is not None:
-            raise ValueError(f"{self.name} was given other tokens to look at, or a mask: it cannot be shared")
+            raise ValueError(
+                f"{self.name} was given other tokens to look at, or a mask, so it cannot be shared; choose other layers"
+            )
         found = self.aligned.attend(self.name, *self._heads(attn, hidden_states, "qkv"))
         return attn.to_out[1](attn.to_out[0](found.transpose(1, 2).flatten(2)))
 

@@ -2,7 +2,7 @@
 
     python -m stylemoments.train.measure_style_aligned --out runs/style-aligned
 
-About 14 000 pictures, less than an hour on two cores. Eight sets at a time are a file in the folder: stop it, call it
+About 12 000 pictures, less than an hour on two cores. Eight sets at a time are a file in the folder: stop it, call it
 again, and it goes on; ``--part 0/2`` and ``--part 1/2`` in two terminals share the work. When all are done, the rows
 are written to the package's ``data/style_aligned.csv``.
 
@@ -114,7 +114,8 @@ def draw(pipe, settings: dict | None, numbers: list[int], seed: int = 0) -> Tens
     """
     sets = [prompts.tiny_sets()[number] for number in numbers]
     said = [prompt for each in sets for prompt in each.prompts]
-    noise = torch.cat([latents(pipe, number, len(each.prompts), seed) for number, each in zip(numbers, sets)])  # noqa: B905
+    drawn = zip(numbers, sets, strict=True)
+    noise = torch.cat([latents(pipe, number, len(each.prompts), seed) for number, each in drawn])
     follow = [4 * place for place in range(len(sets)) for _ in range(4)]
     generate = partial(diffusion.generate, pipe, said, steps=STEPS, latents=noise)
     if settings is None:

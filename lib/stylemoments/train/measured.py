@@ -54,19 +54,26 @@ def options(description: str) -> ArgumentParser:
 def run(plan: Iterable[tuple[str, Callable[[], Rows]]], folder: Path, table: Path, *, part: str = "0/1") -> None:
     """Measure what is missing of a plan, and write the table when nothing is.
 
+    A finished run is known by its name alone: after a change of what is measured, begin with an empty folder.
+
     Args:
-        plan: the name of each run and what measures it.
+        plan: the name of each run, different also without spaces, and what measures it.
         folder: where finished runs lie.
         table: the CSV file.
         part: ``"0/2"`` and ``"1/2"`` are the two halves of the plan.
+
+    Raises:
+        ValueError: another form of part.
     """
+    number, _, parts = part.partition("/")
+    if not (number.isdigit() and parts.isdigit() and int(number) < int(parts)):
+        raise ValueError(f"part is the number of a share and how many there are, such as 0/2 or 1/2; got {part!r}")
     folder.mkdir(parents=True, exist_ok=True)
     plan = {folder / f"{name}.json".replace(" ", "-"): measure for name, measure in plan}
-    number, parts = map(int, part.split("/"))
-    for path, measure in tqdm([*plan.items()][number::parts], desc="runs", unit="run", mininterval=1):
+    for path, measure in tqdm([*plan.items()][int(number) :: int(parts)], desc="runs", unit="run", mininterval=1):
         if not path.exists():
             rows = measure()
-            with files.whole(path) as unfinished:
+            with files.whole(path, force=True) as unfinished:
                 unfinished.write_text(json.dumps(rows), "utf-8")
     missing = [path.stem for path in plan if not path.exists()]
     if missing:
