@@ -78,3 +78,16 @@ def test_large_layers_are_left_out(unet):
 def test_unknown_kind_is_refused(unet):
     with pytest.raises(ValueError, match="one of self, cross; got 'joint'"), attention.recorded(unet, "joint"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("layers", "number"), [(0, 0), (0.4, 28), (0.5, 35), (0.6, 42), (1 / 70, 1), (0.007, 0), (1, 70)]
+)
+def test_fractions_of_seventy_layers(layers, number):
+    """The public code rounds: 0.4, 0.5 and 0.6 are all 35 of 70 there, and under 1/70 it divides by zero."""
+    names = [f"layer.{i}" for i in range(70)]
+    chosen = attention.choose_layers(names, layers)
+    assert len(chosen) == number and chosen == [name for name in names if name in set(chosen)]
+    places = [names.index(name) for name in chosen]
+    gaps = {b - a for a, b in zip(places, places[1:], strict=False)}
+    assert not gaps or max(gaps) - min(gaps) <= 1  # spread evenly

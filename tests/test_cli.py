@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from stylemoments import adain, cli, diffusion, dreambooth, files, world, zoo
-from stylemoments.style_aligned import StyleAligned, attention_layers
+from stylemoments import adain, attention, cli, diffusion, dreambooth, files, world, zoo
+from stylemoments.style_aligned import StyleAligned
 from stylemoments.vgg import VGGFeatures
 
 CAT = "a cat in papercut art style"
@@ -587,7 +587,7 @@ def test_full_attention_is_one_batch(match, tiny_pipe, monkeypatch):
 
 
 def test_every_option_arrives(match, tiny_pipe):
-    *_, last = attention_layers(tiny_pipe.unet)
+    *_, last = attention.layers(tiny_pipe.unet)
     options = ["--scale", 0.8, "--shift", -1, "--no-adain", "--values", "--group-norm", "--layer-norm"]
     result = match(*options, "--layers", f"mid_block, {last}", "--guidance", 1, "--seed", 3)
     assert result.exit_code == 0, result.output

@@ -20,14 +20,8 @@ from peft import LoraConfig
 from torch.testing import assert_close
 
 from stylemoments import attention, diffusion, norms
-from stylemoments.style_aligned import (
-    KeptReference,
-    StyleAligned,
-    attention_layers,
-    batch_layout,
-    choose_layers,
-    pooled,
-)
+from stylemoments.references import KeptReference
+from stylemoments.style_aligned import StyleAligned, pooled
 
 PROMPTS = ["a cat in neon light style", "an owl in neon light style", "a rocket in neon light style"]
 SETTINGS = [
@@ -133,7 +127,7 @@ class Restated:
 
 @torch.no_grad()
 def restated(pipe, inputs, rows, *, names=None, **options):
-    names = attention_layers(pipe.unet) if names is None else names
+    names = attention.layers(pipe.unet) if names is None else names
     before = dict(pipe.unet.attn_processors)
     pipe.unet.set_attn_processor(
         {
@@ -170,7 +164,7 @@ def test_equals_the_restated_equations(pipe, settings, options):
 
 
 def test_another_reference_and_chosen_layers(pipe):
-    inputs, names = Inputs(pipe, guided=False), attention_layers(pipe.unet)[:1]
+    inputs, names = Inputs(pipe, guided=False), attention.layers(pipe.unet)[:1]
     expected = restated(pipe, inputs, [2, 2, 2], names=names)
     assert_close(shared(pipe, inputs, reference=2, layers=names), expected, atol=2e-5, rtol=1e-4)
 
@@ -350,7 +344,7 @@ def test_a_reference_can_be_kept_alone_and_of_two_passes(tiny_pipe):
 
 
 def test_the_size_of_a_kept_reference(tiny_pipe):
-    inputs, (name,) = Inputs(tiny_pipe), attention_layers(tiny_pipe.unet)[:1]  # 4 x 4 tokens of 16 numbers, 2 heads
+    inputs, (name,) = Inputs(tiny_pipe), attention.layers(tiny_pipe.unet)[:1]  # 4 x 4 tokens of 16 numbers, 2 heads
     with StyleAligned(tiny_pipe, keep=True, layers=[name]) as aligned:
         inputs.through(tiny_pipe.unet)  # gradients are on
     kept = aligned.kept.calls[0].layers[name]
@@ -554,7 +548,7 @@ def test_what_would_go_wrong_unseen_is_refused():
             copy.deepcopy(pipe.unet)
         with pytest.raises(RuntimeError, match="with 6 rows, and a layer of it with 2"):
             inputs.through(pipe.unet)
-            layer = pipe.unet.get_submodule(attention_layers(pipe.unet)[0])
+            layer = pipe.unet.get_submodule(attention.layers(pipe.unet)[0])
             layer(normal(2, 16, 16))
         with pytest.raises(ValueError, match="other tokens to look at"):
             layer(normal(6, 16, 16), encoder_hidden_states=normal(6, 5, 16))
@@ -576,22 +570,22 @@ def test_what_would_go_wrong_unseen_is_refused():
 
 def test_dropout_after_attention_acts():
     pipe = random_pipe()
-    pipe.unet.get_submodule(attention_layers(pipe.unet)[0]).to_out[1].p = 1.0
+    pipe.unet.get_submodule(attention.layers(pipe.unet)[0]).to_out[1].p = 1.0
     inputs = Inputs(pipe)
     pipe.unet.train()
-    layers = attention_layers(pipe.unet)[:1]
+    layers = attention.layers(pipe.unet)[:1]
     assert torch.equal(shared(pipe, inputs, layers=layers), plain(pipe, inputs))  # all of the layer is dropped
 
 
 def test_a_processor_that_would_be_lost_is_refused():
     pipe = random_pipe()
-    name = attention_layers(pipe.unet)[-1]
+    name = attention.layers(pipe.unet)[-1]
     pipe.unet.get_submodule(name).set_processor(CustomDiffusionAttnProcessor2_0(hidden_size=16, cross_attention_dim=16))
     before = everything(pipe.unet)
     with pytest.raises(TypeError, match="CustomDiffusionAttnProcessor2_0"), StyleAligned(pipe):
         pass
     assert everything(pipe.unet) == before
-    shared(pipe, Inputs(pipe), layers=attention_layers(pipe.unet)[:1])  # the other layers can be shared
+    shared(pipe, Inputs(pipe), layers=attention.layers(pipe.unet)[:1])  # the other layers can be shared
 
 
 def test_the_pipelines_own_call(pipe):
@@ -718,7 +712,7 @@ def test_attention_is_always_fused_and_the_bias_one_row(tiny_pipe, monkeypatch):
     masks.clear()
     shared(tiny_pipe, inputs, reference_shift=1.0)
     biases = [mask for mask in masks if mask is not None]
-    assert len(biases) == len(attention_layers(tiny_pipe.unet)) and all(b.shape[1:3] == (1, 1) for b in biases)
+    assert len(biases) == len(attention.layers(tiny_pipe.unet)) and all(b.shape[1:3] == (1, 1) for b in biases)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -770,56 +764,25 @@ def test_settings_are_told(tiny_pipe):
 
 
 def test_layers_are_in_the_order_of_the_network(pipe):
-    names, called = attention_layers(pipe.unet), []
+    names, called = attention.layers(pipe.unet), []
     hooks = [pipe.unet.get_submodule(n).register_forward_pre_hook(lambda *_, n=n: called.append(n)) for n in names]
     plain(pipe, Inputs(pipe))
     [hook.remove() for hook in hooks]
     assert called == names
 
 
-@pytest.mark.parametrize(
-    ("layers", "number"), [(0, 0), (0.4, 28), (0.5, 35), (0.6, 42), (1 / 70, 1), (0.007, 0), (1, 70)]
-)
-def test_fractions_of_seventy_layers(layers, number):
-    """The public code rounds: 0.4, 0.5 and 0.6 are all 35 of 70 there, and under 1/70 it divides by zero."""
-    names = [f"layer.{i}" for i in range(70)]
-    chosen = choose_layers(names, layers)
-    assert len(chosen) == number and chosen == [name for name in names if name in set(chosen)]
-    places = [names.index(name) for name in chosen]
-    gaps = {b - a for a, b in zip(places, places[1:], strict=False)}
-    assert not gaps or max(gaps) - min(gaps) <= 1  # spread evenly
-
-
 def test_names_of_layers(pipe):
-    names = attention_layers(pipe.unet)
-    assert choose_layers(names, names[1]) == [names[1]]
-    assert choose_layers(names, ["mid_block"]) == [n for n in names if n.startswith("mid_block.")]
+    names = attention.layers(pipe.unet)
+    assert attention.choose_layers(names, names[1]) == [names[1]]
+    assert attention.choose_layers(names, ["mid_block"]) == [n for n in names if n.startswith("mid_block.")]
     with pytest.raises(ValueError, match="'mid_bl' or lies in it; the layers are down_blocks"):
-        choose_layers(names, ["mid_bl"])
+        attention.choose_layers(names, ["mid_bl"])
     for wrong in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="fraction from 0 to 1"):
-            choose_layers(names, wrong)
+            attention.choose_layers(names, wrong)
     with StyleAligned(pipe, layers=names[:2]):
         kinds = {n: type(pipe.unet.get_submodule(n).processor).__name__ for n in names}
     assert [n for n in names if kinds[n] == "_SharedAttention"] == names[:2]
-
-
-def test_layouts_of_a_batch():
-    noise = normal(3, 4, 8, 8)
-    assert batch_layout(noise).tolist() == [[0, 1, 2]]
-    assert batch_layout(noise[:2]).tolist() == [[0, 1]]
-    assert batch_layout(noise[:1].repeat(2, 1, 1, 1)).tolist() == [[0], [1]]
-    assert batch_layout(noise.repeat_interleave(2, 0)).tolist() == [[0, 2, 4], [1, 3, 5]]
-    assert batch_layout(noise[[0, 0, 1, 2]]).tolist() == [[0, 1, 2, 3]]
-    assert batch_layout(noise[[0, 0, 1, 0, 0, 1]]).tolist() == [[0, 1, 2], [3, 4, 5]]
-    for repeated in ([0, 1] * 3, [0, 1] * 4, [0] * 3, [0] * 4, [0, 0, 1, 1] * 2):  # three times, or in two ways
-        with pytest.raises(ValueError, match='pass layout="halves"'):
-            batch_layout(noise[repeated])
-    same = noise[:1].repeat(4, 1, 1, 1)
-    assert batch_layout(same, "single").tolist() == [[0, 1, 2, 3]]
-    assert batch_layout(same, "halves").tolist() == [[0, 1], [2, 3]]
-    with pytest.raises(ValueError, match="two rows for each picture; got a batch of 3"):
-        batch_layout(noise, "pairs")
 
 
 def test_pictures_of_one_noise_need_a_layout(tiny_pipe):

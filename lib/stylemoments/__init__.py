@@ -30,6 +30,7 @@ __all__ = [
     "norms",
     "photos",
     "prompts",
+    "references",
     "show",
     "style_aligned",
     "train",

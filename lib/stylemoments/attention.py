@@ -8,14 +8,70 @@ Axes: ``B`` rows of the batch (with guidance ``[uncond; cond]``, so twice the pr
 (places of the picture, row by row), ``k`` keys (tokens of the prompt, or places again).
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
+from . import _torchvision  # noqa: F401 - before diffusers is imported
+
 KINDS = {"self": "attn1", "cross": "attn2"}  # diffusers' names of the two layers of a transformer block
+
+
+def layers(unet: nn.Module) -> list[str]:
+    """The names of the self-attention layers of a U-Net, from the noisy picture to the prediction.
+
+    Example:
+        >>> from stylemoments import diffusion
+        >>> layers(diffusion.load("tiny", device="cpu").unet)[0]
+        size tiny: as asked
+        'down_blocks.0.attentions.0.transformer_blocks.0.attn1'
+    """
+    from diffusers.models.attention import BasicTransformerBlock
+
+    blocks = [(name, block) for name, block in unet.named_modules() if isinstance(block, BasicTransformerBlock)]
+    names = [name for name, block in blocks if not block.only_cross_attention]
+    order = {"down": 0, "mid_": 1, "up_b": 2}  # a U-Net registers its middle last
+    return sorted((f"{name}.attn1" for name in names), key=lambda name: order.get(name[:4], 3))
+
+
+def choose_layers(names: Sequence[str], layers: float | Sequence[str]) -> list[str]:
+    """Some of the layers: a fraction, spread evenly, or those of these names.
+
+    Args:
+        names: all of them, in order.
+        layers: from 0 to 1, rounded half up to a number of layers; or names, or beginnings of names up to a dot.
+
+    Raises:
+        ValueError: a fraction outside [0, 1], or a name that no layer has.
+
+    Example:
+        >>> choose_layers(["down.0", "down.1", "mid", "up.0", "up.1"], 0.4)
+        ['mid', 'up.1']
+        >>> choose_layers(["down.0", "down.1", "mid", "up.0", "up.1"], ["mid", "up"])
+        ['mid', 'up.0', 'up.1']
+    """
+    if isinstance(layers, str):
+        layers = [layers]
+    if not isinstance(layers, Sequence):
+        if not isinstance(layers, Real) or not 0 <= layers <= 1:
+            raise ValueError(f"layers is a fraction from 0 to 1, or a list of names; got {layers!r}")
+        n, k = len(names), math.floor(layers * len(names) + 0.5)
+        return [name for i, name in enumerate(names) if (i + 1) * k // n > i * k // n]
+    for asked in layers:
+        if not any(_under(name, asked) for name in names):
+            raise ValueError(
+                f"no self-attention layer is called {asked!r} or lies in it; the layers are {', '.join(names)}"
+            )
+    return [name for name in names if any(_under(name, asked) for asked in layers)]
+
+
+def _under(name: str, asked: str) -> bool:
+    return name == asked or name.startswith(f"{asked}.")
 
 
 def probabilities(attention: nn.Module, tokens: Tensor, context: Tensor | None = None) -> Tensor:

@@ -25,21 +25,31 @@ batch; a picture can follow several references; and what targets need of a refer
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from functools import partial
-from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _torchvision  # noqa: F401
+from . import attention
 from .norms import moments, with_moments
+from .references import (
+    LAYOUTS,
+    Call,
+    Kept,
+    KeptReference,
+    Rows,
+    batch_layout,
+    check_reference,
+    follows,
+    plan,
+    plan_following,
+)
 
 # isort: split
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
@@ -49,7 +59,6 @@ from diffusers.models.attention_processor import (
 )
 
 EPS = 1e-5  # of AdaIN, as in the public code
-LAYOUTS = ("auto", "single", "halves", "pairs")
 LOUDEST = 100.0  # a shift beyond which nothing but the reference is heard, and half precision overflows
 PLAIN = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
 
@@ -110,223 +119,7 @@ def _token_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return moments(_float32(x), -2, unbiased=True)  # b h 1 d
 
 
-# ---------------------------------------------------------------------------------------- who follows whom
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Who follows whom in one batch of the U-Net; the fields are rows, or places in ``source``."""
-
-    plain: Tensor  # (p,) rows that are computed as without sharing
-    targets: Tensor  # (t,) rows that look at others, too
-    source: Tensor | None  # (r,) rows that are looked at; None where they were kept
-    followed: Tensor  # (t, R) which of the source each target looks at
-    weights: Tensor  # (t, R) how much; 0 fills up
-    even: bool  # whether all weights are 1
-
-    def check(self, x: Tensor) -> None:
-        """Refuse a batch that is not the one the U-Net was called with."""
-        known = len(self.plain) + len(self.targets)
-        if len(x) != known:
-            raise RuntimeError(
-                f"the U-Net was called with {known} rows, and a layer of it with {len(x)}: call the U-Net itself"
-            )
-
-    def of_targets(self, x: Tensor) -> Tensor:
-        """What each target follows, (t, R, ...), of (r, ...)."""
-        return x[self.followed]
-
-
-def _follows(reference, n: int) -> list[dict[int, float]]:
-    """For each of n pictures, which it follows with which weight; a reference follows itself."""
-    entries = [reference] * n if _is_index(reference) else list(reference)
-    if len(entries) != n:
-        raise ValueError(
-            f"reference has {len(entries)} entries, one for each picture, but the U-Net was called with {n} pictures"
-        )
-    follows = [dict(entry) if isinstance(entry, Mapping) else {entry: 1.0} for entry in entries]
-    for picture, weights in enumerate(follows):
-        for j in weights:
-            if j not in range(n):
-                raise ValueError(f"picture {picture} cannot follow picture {j}: the batch has pictures 0 to {n - 1}")
-            if follows[j] != {j: 1.0}:
-                raise ValueError(
-                    f"picture {picture} follows picture {j}, which follows another itself; a reference follows itself, "
-                    f"so entry {j} of reference must be {j}"
-                )
-    return follows
-
-
-def _is_index(entry) -> bool:
-    return isinstance(entry, Integral) and not isinstance(entry, bool) and entry >= 0
-
-
-def _check_reference(reference) -> None:
-    """What can be said of a reference before the pictures are counted."""
-    if isinstance(reference, KeptReference) or _is_index(reference):
-        return
-    if not isinstance(reference, Sequence) or isinstance(reference, str) or not reference:
-        raise ValueError(
-            "reference is the index of a picture, a list with an entry for each picture, or a KeptReference; "
-            f"got {reference!r}"
-        )
-    for entry in reference:
-        weights = entry if isinstance(entry, Mapping) else {}
-        fine = all(_is_index(j) and w > 0 for j, w in weights.items())
-        if not _is_index(entry) and not (fine and math.isclose(sum(weights.values()), 1, abs_tol=1e-6)):
-            raise ValueError(
-                "an entry of reference is the index of the picture to follow, or indices with positive weights that "
-                f"sum to 1, such as {{0: 0.3, 1: 0.7}}; got {entry!r}"
-            )
-
-
-def batch_layout(latents: Tensor, layout: str = "auto") -> Tensor:
-    """Which rows of a batch are which pictures, with guidance or without.
-
-    Guidance shows the U-Net the same latents twice. ``"auto"`` sees this: rows that repeat as a whole are ``"halves"``,
-    ``[uncond; cond]`` or the other way round; rows that repeat one by one are ``"pairs"``; all others are ``"single"``.
-    Two rows that are the same are one picture.
-
-    Args:
-        latents: (B, C, H, W), what the U-Net is called with.
-        layout: of ``LAYOUTS``.
-
-    Returns:
-        (copies, pictures), the row of each copy of each picture.
-
-    Raises:
-        ValueError: a layout that does not fit, or latents that repeat in more than one way, or more than twice.
-
-    Example:
-        >>> noise = torch.randn(3, 4, 8, 8)
-        >>> batch_layout(torch.cat([noise, noise]))
-        tensor([[0, 1, 2],
-                [3, 4, 5]])
-    """
-    if layout == "auto":
-        layout = _seen_layout(latents)
-    rows = torch.arange(len(latents))
-    if layout == "single":
-        return rows[None]
-    if len(rows) % 2:
-        raise ValueError(f"the layout {layout!r} has two rows for each picture; got a batch of {len(rows)}")
-    return rows.view(2, -1) if layout == "halves" else rows.view(-1, 2).T
-
-
-def _seen_layout(latents: Tensor) -> str:
-    rows = torch.unique(latents.flatten(1), dim=0, return_inverse=True)[1].tolist()  # the same number, the same latents
-    batch = len(rows)
-    repeats = [k for k in range(2, batch + 1) if batch % k == 0 and rows == rows[: batch // k] * k]
-    pairs = batch % 2 == 0 and rows[::2] == rows[1::2]
-    if not repeats and not pairs:
-        return "single"
-    if batch == 2 or (repeats == [2] and not pairs):
-        return "halves"
-    if not repeats:
-        return "pairs"
-    raise ValueError(
-        f"the {batch} rows of the batch have {len(set(rows))} different latents, so how guidance repeats the pictures "
-        'cannot be seen: pass layout="halves" with guidance, "single" without, or begin with different noise'
-    )
-
-
-# ---------------------------------------------------------------------------------------- a reference to keep
-
-
-class Kept(NamedTuple):
-    """What targets need of the references in one layer."""
-
-    keys: Tensor  # (r, h, N, d)
-    values: Tensor  # (r, h, N, d)
-    queries: tuple[Tensor, Tensor]  # mean and variance of the queries, (r, h, 1, d)
-
-
-@dataclass
-class Call:
-    """One call of the U-Net with the reference in its batch."""
-
-    timestep: float
-    copies: int  # 2 with guidance in one batch
-    sides: tuple[int, ...]  # rows and columns of the latents
-    layers: dict[str, Kept] = field(default_factory=dict)
-    norms: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # mean and variance, (r, groups, 1)
-
-    def __str__(self):
-        sides = " x ".join(map(str, self.sides))
-        return f"timestep {self.timestep:g} with {self.copies} rows for each picture, {sides}"
-
-
-class KeptReference:
-    """What a reference left behind, call by call of the U-Net, so that more targets can follow it.
-
-    ``StyleAligned(pipe, keep=True)`` makes it; pass it as ``reference``. It stays on the device that computed it.
-    """
-
-    def __init__(self):
-        self.calls: list[Call] = []
-
-    def __repr__(self):
-        return f"KeptReference({len(self.calls)} calls of the U-Net, {self.nbytes / 1e6:.0f} MB)"
-
-    @property
-    def nbytes(self) -> int:
-        """Its size in memory."""
-        kept = [x for call in self.calls for layer in call.layers.values() for x in (*layer[:2], *layer.queries)]
-        kept += [x for call in self.calls for pair in call.norms.values() for x in pair]
-        return sum(x.nbytes for x in kept)
-
-
 # ---------------------------------------------------------------------------------------- the patch
-
-
-def attention_layers(unet: nn.Module) -> list[str]:
-    """The names of the self-attention layers of a U-Net, from the noisy picture to the prediction.
-
-    Example:
-        >>> from . import diffusion
-        >>> attention_layers(diffusion.load("tiny", device="cpu").unet)[0]
-        size tiny: as asked
-        'down_blocks.0.attentions.0.transformer_blocks.0.attn1'
-    """
-    blocks = [(name, block) for name, block in unet.named_modules() if isinstance(block, BasicTransformerBlock)]
-    names = [name for name, block in blocks if not block.only_cross_attention]
-    order = {"down": 0, "mid_": 1, "up_b": 2}  # a U-Net registers its middle last
-    return sorted((f"{name}.attn1" for name in names), key=lambda name: order.get(name[:4], 3))
-
-
-def choose_layers(names: Sequence[str], layers: float | Sequence[str]) -> list[str]:
-    """Some of the layers: a fraction, spread evenly, or those of these names.
-
-    Args:
-        names: all of them, in order.
-        layers: from 0 to 1, rounded half up to a number of layers; or names, or beginnings of names up to a dot.
-
-    Raises:
-        ValueError: a fraction outside [0, 1], or a name that no layer has.
-
-    Example:
-        >>> choose_layers(["down.0", "down.1", "mid", "up.0", "up.1"], 0.4)
-        ['mid', 'up.1']
-        >>> choose_layers(["down.0", "down.1", "mid", "up.0", "up.1"], ["mid", "up"])
-        ['mid', 'up.0', 'up.1']
-    """
-    if isinstance(layers, str):
-        layers = [layers]
-    if not isinstance(layers, Sequence):
-        if not isinstance(layers, Real) or not 0 <= layers <= 1:
-            raise ValueError(f"layers is a fraction from 0 to 1, or a list of names; got {layers!r}")
-        n, k = len(names), math.floor(layers * len(names) + 0.5)
-        return [name for i, name in enumerate(names) if (i + 1) * k // n > i * k // n]
-    for asked in layers:
-        if not any(_under(name, asked) for name in names):
-            raise ValueError(
-                f"no self-attention layer is called {asked!r} or lies in it; the layers are {', '.join(names)}"
-            )
-    return [name for name in names if any(_under(name, asked) for asked in layers)]
-
-
-def _under(name: str, asked: str) -> bool:
-    return name == asked or name.startswith(f"{asked}.")
 
 
 @dataclass(eq=False)
@@ -354,13 +147,14 @@ class StyleAligned:
         reference_shift: added to the logits of the reference's keys; up to 100, and log 2 equals a second copy of the
             reference. 0 is the paper, minus infinity is no sharing.
         layers: which self-attention layers share: a fraction from 0 to 1 of them, spread evenly, or a list of names as
-            in :func:`attention_layers` or their beginnings, such as ``["up_blocks"]``. 1, all of them, is the paper.
+            in :func:`stylemoments.attention.layers` or their beginnings, such as ``["up_blocks"]``. 1, all of them, is
+            the paper.
         reference: which picture is the reference. An index: one set, and all others follow it; the first is the paper.
             A list with an entry for each picture, the index of the one it follows: several sets in one batch, where
             ``[0, 0, 2, 2]`` is two; a picture that follows itself is a reference, or alone. An entry such as
             ``{0: 0.3, 1: 0.7}`` follows several: their keys are weighed by it, and their moments are mixed (ours, not
-            the paper's). Or a :class:`KeptReference`: every picture of the batch follows that.
-        layout: how guidance doubles the batch, see :func:`batch_layout`; ``"auto"`` sees it.
+            the paper's). Or what ``keep`` kept: every picture of the batch follows that.
+        layout: how guidance doubles the batch, see :func:`stylemoments.references.batch_layout`; ``"auto"`` sees it.
         keep: keep what targets need of the reference in one run of the sampler; after the block it is in the attribute
             ``kept``. The batch may then be the reference alone. It takes two tensors of tokens by channels for each
             layer, row and step: 18 MB for 12 steps of the tiny pipeline with guidance, 0.84 GB for *each* step of XL at
@@ -405,8 +199,8 @@ class StyleAligned:
                 "StyleAligned needs a pipeline whose .unet is a UNet2DConditionModel, such as Stable Diffusion's, "
                 f"not compiled; got {type(self.pipe).__name__} with {type(unet).__name__}"
             )
-        self._names = choose_layers(attention_layers(unet), self.layers)
-        _check_reference(self.reference)
+        self._names = attention.choose_layers(attention.layers(unet), self.layers)
+        check_reference(self.reference)
         if not (math.isfinite(self.reference_scale) and self.reference_scale >= 0):
             raise ValueError(f"reference_scale is a finite factor, 0 or more; got {self.reference_scale}")
         if not self.reference_shift <= LOUDEST:
@@ -557,35 +351,9 @@ class StyleAligned:
         return call
 
     def _plan(self, rows: Tensor, device: torch.device) -> Rows:
-        copies, n = rows.shape
-        index = partial(torch.tensor, device=device, dtype=torch.long)
         if isinstance(self.reference, KeptReference):
-            copy = torch.arange(copies, device=device)[:, None].expand(copies, n).reshape(-1, 1)
-            return Rows(
-                index([]), rows.flatten().to(device), None, copy, torch.ones_like(copy, dtype=torch.float), True
-            )
-        follows = _follows(self.reference, n)
-        looks = self._looks(follows)
-        plain, targets = ([i for i in range(n) if bool(looks[i]) is looking] for looking in (False, True))
-        if not targets and not self.keep:
-            raise ValueError(
-                f"the batch has {n} picture{'s' * (n > 1)} and none that follows another: StyleAligned needs a "
-                "reference and targets in one batch, or a kept reference. (Two rows of the same latents count as one "
-                'picture with guidance; layout="single" says that they are two)'
-            )
-        source = sorted({j for i in targets for j in looks[i]} | (set(plain) if self.keep else set()))
-        if self.keep and len(source) > 1:
-            raise ValueError(f"keep=True keeps one reference, and the batch has {len(source)}")
-        widest = max((len(looks[i]) for i in targets), default=1)
-        followed = [
-            [c * len(source) + source.index(j) for j in looks[i]] + [0] * (widest - len(looks[i]))
-            for c in range(copies) for i in targets
-        ]  # fmt: skip
-        weights = [[*looks[i].values()] + [0.0] * (widest - len(looks[i])) for i in targets] * copies
-        plain, targets, source = (rows[:, those].flatten().to(device) for those in (plain, targets, source))
-        even = all(weight == 1 for row in weights for weight in row)
-        weights = torch.tensor(weights, device=device).view(-1, widest)
-        return Rows(plain, targets, source, index(followed).view(-1, widest), weights, even)
+            return plan_following(rows, device)
+        return plan(self._looks(follows(self.reference, rows.shape[1])), rows, device, keep=self.keep)
 
     def _looks(self, follows: list[dict[int, float]]) -> list[dict[int, float]]:
         """At whom each picture looks beside itself, and how much; nobody, for a reference."""
