@@ -145,7 +145,7 @@ class StyleAligned:
         reference_scale: factor of the reference's keys as targets see them; 0 to about 1.5. Below 1 is for references
             that draw too much attention to themselves, at 0 all of the reference is heard alike; 1 is the paper.
         reference_shift: added to the logits of the reference's keys; up to 100, and log 2 equals a second copy of the
-            reference. 0 is the paper, minus infinity is no sharing.
+            reference. 0 is the paper; at minus infinity nothing is shared and AdaIN stays.
         layers: which self-attention layers share: a fraction from 0 to 1 of them, spread evenly, or a list of names as
             in :func:`stylemoments.attention.layers` or their beginnings, such as ``["up_blocks"]``. 1, all of them, is
             the paper.
