@@ -1,5 +1,7 @@
 """Watching attention: what is recorded is what the network uses, and watching changes nothing."""
 
+import math
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -81,7 +83,7 @@ def test_unknown_kind_is_refused(unet):
 
 
 @pytest.mark.parametrize(
-    ("layers", "number"), [(0, 0), (0.4, 28), (0.5, 35), (0.6, 42), (1 / 70, 1), (0.007, 0), (1, 70)]
+    ("layers", "number"), [(0, 0), (0.4, 28), (0.5, 35), (0.6, 42), (1 / 70, 1), (0.007, 0), (0.108, 8), (1, 70)]
 )
 def test_fractions_of_seventy_layers(layers, number):
     """The public code rounds: 0.4, 0.5 and 0.6 are all 35 of 70 there, and under 1/70 it divides by zero."""
@@ -90,4 +92,20 @@ def test_fractions_of_seventy_layers(layers, number):
     assert len(chosen) == number and chosen == [name for name in names if name in set(chosen)]
     places = [names.index(name) for name in chosen]
     gaps = {b - a for a, b in zip(places, places[1:], strict=False)}
-    assert not gaps or max(gaps) - min(gaps) <= 1  # spread evenly
+    assert not gaps or max(gaps) - min(gaps) <= 1 and max(gaps) == math.ceil(70 / number)  # spread evenly over all
+
+
+def test_layers_that_look_at_words_only_are_left_out(unet):
+    names = attention.layers(unet)
+    block = unet.get_submodule(names[1].removesuffix(".attn1"))
+    block.only_cross_attention = True
+    assert attention.layers(unet) == [names[0], *names[2:]]
+
+
+def test_words_beside_the_pictures_of_an_ip_adapter(unet):
+    words = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(2))
+    layer = next(module for name, module in unet.named_modules() if name.endswith("attn2"))
+    tokens, maps = torch.randn(2, 64, 8, generator=torch.Generator().manual_seed(3)), attention.Maps()
+    attention._watch(maps, "both", 32, layer, (tokens,), {"encoder_hidden_states": (words, [words])})
+    attention._watch(maps, "words", 32, layer, (tokens,), {"encoder_hidden_states": words})
+    assert torch.equal(maps.layers["both"], maps.layers["words"])

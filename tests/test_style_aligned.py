@@ -310,6 +310,8 @@ def test_moments_of_a_mixture_are_those_of_mixed_adains():
 
     x, ys, weights = normal(1, 2, 9, 4), normal(2, 2, 9, 4, seed=1) * 2 + 1, torch.tensor([[0.3, 0.7]])
     expected = sum(w * norms.adain(x, y[None], dim=-2) for w, y in zip((0.3, 0.7), ys, strict=True))
+    same = blended(torch.ones(1, 2, 1, 1, 1), torch.full((1, 2, 1, 1, 1), 1e-6), weights)
+    assert_close(same, (torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 1e-6)), atol=1e-9, rtol=1e-2)
     mean, variance = norms.moments(ys, -2, unbiased=True)
     assert_close(norms.with_moments(x, *blended(mean[None], variance[None], weights), dim=-2), expected)
 
@@ -371,9 +373,11 @@ def test_a_block_begins_with_the_first_kept_call(tiny_pipe):
     with torch.no_grad(), StyleAligned(tiny_pipe, keep=True) as aligned:
         inputs.rows([0]).through(tiny_pipe.unet)
         inputs.rows([3]).through(tiny_pipe.unet)
-    shared(tiny_pipe, inputs.rows([1]), reference=aligned.kept)
-    again = shared(tiny_pipe, inputs.rows([1]), reference=aligned.kept)
-    assert_close(again[0], shared(tiny_pipe, inputs)[1], atol=1e-6, rtol=1e-5)
+    following = StyleAligned(tiny_pipe, reference=aligned.kept)
+    for _ in range(2):
+        with torch.no_grad(), following:
+            found = inputs.rows([1]).through(tiny_pipe.unet)
+    assert_close(found[0], shared(tiny_pipe, inputs)[1], atol=1e-6, rtol=1e-5)
 
 
 def test_a_run_that_was_left_early_does_not_shift_the_next(tiny_pipe):
@@ -725,8 +729,21 @@ def test_shared_group_norm_in_half_precision(tiny_pipe, dtype):
         half = aligned._group_norm("x", norm.to(dtype), (x.to(dtype),), norm.to(dtype)(x.to(dtype)))
     assert half.dtype == dtype
     assert_close(half.float(), exact, atol=0.05, rtol=0.02)
-    both = torch.cat([x[1:2], x[:1]], -2)
-    assert_close(exact[1:2], norm.float()(both)[..., :32, :], atol=1e-5, rtol=1e-5)  # with the layer's own eps
+
+
+def test_shared_group_norm_has_the_eps_of_its_layer(tiny_pipe):
+    norm, x = torch.nn.GroupNorm(2, 4, eps=0.5), normal(3, 4, 4, 4)
+    with StyleAligned(tiny_pipe) as aligned:
+        aligned._begin(tiny_pipe.unet, (normal(3, 4, 8, 8), 1), {})
+        found = aligned._group_norm("x", norm, (x,), norm(x))
+    assert_close(found[1:2], norm(torch.cat([x[1:2], x[:1]], -2))[..., :4, :], atol=1e-5, rtol=1e-5)
+
+
+def test_layer_norms_outside_the_blocks_are_left_alone():
+    pipe = random_pipe()
+    pipe.unet.add_module("projection_of_an_adapter", torch.nn.LayerNorm(4))
+    with StyleAligned(pipe, share_layer_norm=True):
+        assert not pipe.unet.projection_of_an_adapter._forward_hooks
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -813,11 +830,19 @@ def test_guided_and_unguided_batches_of_one_size_in_one_block(tiny_pipe):
     assert_close(two, restated(tiny_pipe, unguided, [0] * 4), atol=2e-5, rtol=1e-4)
 
 
+def test_halves_and_pairs_in_one_block(tiny_pipe):
+    halves, pairs = Inputs(tiny_pipe, n=2), Inputs(tiny_pipe, n=2).rows([0, 2, 1, 3])
+    with torch.no_grad(), StyleAligned(tiny_pipe):
+        one, two = (each.through(tiny_pipe.unet) for each in (halves, pairs))
+    assert_close(two, one[[0, 2, 1, 3]], atol=1e-6, rtol=1e-5)
+
+
 def test_channels_of_an_image_to_edit_do_not_count():
     """InstructPix2Pix shows the U-Net the noise beside an image, which is not there in every copy."""
     pipe = random_pipe()
-    pipe.unet = type(pipe.unet).from_config({**pipe.unet.config, "in_channels": 8}).eval()
+    pipe.unet = type(pipe.unet).from_config(pipe.unet.config, in_channels=8).eval()
     inputs = Inputs(pipe, n=2)
+    assert inputs.latents.shape[1] == 8
     inputs.latents[:2, 4:] = 0
     assert_close(shared(pipe, inputs), restated(pipe, inputs, [0, 0, 2, 2]), atol=2e-5, rtol=1e-4)
 

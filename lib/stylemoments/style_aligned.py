@@ -337,10 +337,9 @@ class StyleAligned:
     def _follow(self, now: Call) -> Call:
         """The kept call that belongs to this one; a new run of the sampler begins with the first."""
         calls = self.reference.calls
-        if self._next == len(calls) or (self._before is not None and now.timestep > self._before[0]):
-            self._next = 0
+        self._next %= len(calls)
         if calls[self._next].timestep != now.timestep == calls[0].timestep:
-            self._next = 0  # the run before was left after its first step
+            self._next = 0  # the run before was left early
         call = calls[self._next]
         if (call.timestep, call.copies, call.sides) != (now.timestep, now.copies, now.sides):
             raise ValueError(
