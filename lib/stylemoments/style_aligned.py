@@ -260,21 +260,17 @@ class StyleAligned:
         self._rows = self._call = self._before = None
         self._next = 0  # of the calls of a kept reference
         with ExitStack() as undo:
-            self._hook(undo, unet.register_forward_pre_hook(self._begin, with_kwargs=True))
+            undo.callback(unet.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
             for name in self._names:
                 undo.callback(modules[name].set_processor, modules[name].processor)
                 modules[name].set_processor(_SharedAttention(self, name))
             for name, module in modules.items():
                 if self.share_group_norm and isinstance(module, nn.GroupNorm):
-                    self._hook(undo, module.register_forward_hook(partial(self._group_norm, name)))
+                    undo.callback(module.register_forward_hook(partial(self._group_norm, name)).remove)
                 if self.share_layer_norm and isinstance(module, nn.LayerNorm) and "transformer_blocks" in name:
-                    self._hook(undo, module.register_forward_hook(self._layer_norm))
+                    undo.callback(module.register_forward_hook(self._layer_norm).remove)
             self._undo = undo.pop_all()
         return self
-
-    @staticmethod
-    def _hook(undo: ExitStack, handle) -> None:
-        undo.callback(handle.remove)
 
     def __exit__(self, *exception):
         self._undo.close()
