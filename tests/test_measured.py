@@ -59,7 +59,7 @@ def test_every_variant_is_in_the_table(room):
     names = [variant.name for variant in room.VARIANTS]
     assert len(set(names)) == len(names)
     assert set(names) <= {row["variant"] for row in room.table()}
-    with pytest.raises(ValueError, match="'nothing'.*the variants are|no 'hue' was measured for 'nothing'|variants: "):
+    with pytest.raises(ValueError, match="no 'hue' was measured for 'nothing'.* variants"):
         room.column("hue", "nothing")
 
 

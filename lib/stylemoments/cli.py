@@ -672,7 +672,7 @@ def align(
     seed: Annotated[int, typer.Option(min=0, help="seed of the first picture; each next one has the next")] = 0,
     size: Annotated[str | None, typer.Option(help="tiny, sd15 or sdxl (default: what runs here)")] = None,
     scale: Annotated[
-        float, typer.Option(help="factor of the reference's keys: lower where it is copied too much, 0 to about 1.2")
+        float, typer.Option(help="factor of the reference's keys: lower where it is copied too much, 0 to about 1.5")
     ] = 1.0,
     shift: Annotated[
         float, typer.Option(help="added to what decides how much the reference is looked at: lower is less")

@@ -125,6 +125,7 @@ class Eyes:
 
 @cache
 def eyes() -> Eyes:
+    """The networks that measure, loaded once."""
     return Eyes(embed.subject(), embed.clip(), embed.perceptual("tiny"), judge.load())
 
 

@@ -141,6 +141,7 @@ class Eyes:
 
 @cache
 def eyes() -> Eyes:
+    """The networks that measure, loaded once."""
     return Eyes(embed.clip(), embed.dino(), embed.perceptual("tiny"), judge.load())
 
 
