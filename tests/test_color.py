@@ -193,3 +193,37 @@ def test_results_keep_dtype_and_shape():
         x, y = image().to(dtype), image(seed=1).to(dtype)
         for got in (color.coral(x, y), color.keep_luminance(x, y)):
             assert (got.dtype, got.shape) == (dtype, x.shape)
+
+
+# ------------------------------------------------------------------------------------- palettes
+
+
+def test_the_distance_of_two_gray_gaussians_by_hand():
+    """Gray pictures: three equal channels, so the distance is sqrt(3) times that of means and deviations."""
+    x = torch.tensor([0.2, 0.4]).view(1, 1, 1, 2).expand(1, 3, 1, 2)  # mean 0.3, deviation 0.1
+    y = torch.tensor([0.3, 0.9]).view(1, 1, 1, 2).expand(1, 3, 1, 2)  # mean 0.6, deviation 0.3
+    expected = (3 * (0.3**2 + 0.2**2)) ** 0.5
+    assert color.palette_distance(x, y).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_distance_equals_that_of_scipy():
+    """The Fréchet distance as others compute it, with scipy's root of a matrix that is not symmetric."""
+    x, y = (torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) ** (seed + 1) for seed in (0, 1))
+    a, b = (image.flatten(2)[0].double().numpy() for image in (x, y))
+    mixed = scipy.linalg.sqrtm(np.cov(a, bias=True) @ np.cov(b, bias=True)).real
+    squared = ((a.mean(1) - b.mean(1)) ** 2).sum() + np.trace(np.cov(a, bias=True) + np.cov(b, bias=True) - 2 * mixed)
+    assert color.palette_distance(x, y).item() == pytest.approx(squared**0.5, rel=1e-6)
+
+
+def test_a_palette_does_not_know_places():
+    x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert color.palette_distance(x, x.flip(-1)).max() < 1e-6
+    assert color.palette_distance(x, color.coral(x[:1], x[1:])).shape == (2,)
+    assert color.palette_distance(x, x[:1])[0] < 1e-6 < color.palette_distance(x, x[:1])[1]
+
+
+def test_the_distance_checks_its_pictures():
+    with pytest.raises(ValueError, match="y must have the shape"):
+        color.palette_distance(torch.rand(1, 3, 4, 4), torch.rand(3, 4, 4))
+    with pytest.raises(ValueError, match="one by one; got 2 and 3"):
+        color.palette_distance(torch.rand(2, 3, 4, 4), torch.rand(3, 3, 4, 4))

@@ -20,6 +20,7 @@ __all__ = [
     "color",
     "diffusion",
     "dreambooth",
+    "editing",
     "embed",
     "files",
     "gallery",

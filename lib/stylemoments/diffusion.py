@@ -17,7 +17,7 @@ Sources: latent diffusion 2112.10752, DDIM 2010.02502, DDPM 2006.11239, guidance
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -467,6 +467,8 @@ def sample(
     seed: int = 0,
     latents: Tensor | None = None,
     eta: float = 0.0,
+    start: int = 0,
+    replay: Mapping[int, Tensor] | None = None,
 ) -> Iterator[Step]:
     """Sample one picture per prompt, step by step; the last step's latents are those to :func:`decode`.
 
@@ -478,20 +480,53 @@ def sample(
         seed: picture i draws all its noise from seed + i, so it does not depend on how many others there are.
         latents: noise to begin with, (B, C, H, W); None draws :func:`initial_latents`.
         eta: see :func:`ddim_step`.
+        start: how many of the steps to leave out at the noisy end; ``latents`` are then as noisy as the next one takes.
+        replay: pictures that are not sampled but played back: the index of each, and its latents before each step and
+            after the last, ``(steps + 1, C, H, W)``, such as :class:`stylemoments.editing.Trajectory` has. The U-Net
+            sees them beside the others.
 
     Raises:
-        ValueError: see :func:`schedule`, :func:`ddim_step`; or not as many latents as prompts.
+        ValueError: see :func:`schedule`, :func:`ddim_step`; not as many latents as prompts; a start without latents or
+            out of range; or a replay of a picture that is not there, or of other steps or sides.
     """
+    if not 0 <= start < steps or (start and latents is None):
+        raise ValueError(
+            f"start is 0 to {steps - 1} for {steps} steps, and above 0 it needs latents as noisy as there; got {start}"
+        )
     prompts = prompts if isinstance(prompts, Prompts) else encode_prompts(pipe, prompts)
     guidance = default_guidance(pipe) if guidance is None else guidance
     generators = _generators(len(prompts), seed)
     drawn = _noise(pipe, generators, latent_shape(pipe) if latents is None else latents.shape[1:])
     latents = _matching(drawn if latents is None else latents.to(pipe.device), prompts)
-    for index, (t, alpha_bar, alpha_bar_next) in enumerate(schedule(pipe, steps)):
+    replay = {} if replay is None else _checked_replay(replay, latents, steps)
+    latents = _replayed(latents, replay, start)
+    for index, (t, alpha_bar, alpha_bar_next) in enumerate(schedule(pipe, steps)[start:], start):
         clean, noise = predict(pipe, latents, t, prompts, guidance=guidance)
         fresh = _noise(pipe, generators, latents.shape[1:]).to(latents.dtype) if eta > 0 else None
         latents = ddim_step(clean, noise, alpha_bar_next, eta=eta, alpha_bar=alpha_bar, fresh=fresh)
+        latents = _replayed(latents, replay, index + 1)
         yield Step(index, t, latents, clean)
+
+
+def _checked_replay(replay: Mapping[int, Tensor], latents: Tensor, steps: int) -> dict[int, Tensor]:
+    shape = (steps + 1, *latents.shape[1:])
+    for picture, played in replay.items():
+        if picture not in range(len(latents)) or tuple(played.shape) != shape:
+            raise ValueError(
+                f"{steps} steps of {len(latents)} pictures replay latents of shape {shape} for pictures 0 to "
+                f"{len(latents) - 1}; got shape {tuple(played.shape)} for picture {picture}"
+            )
+    return {picture: played.to(latents) for picture, played in replay.items()}
+
+
+def _replayed(latents: Tensor, replay: Mapping[int, Tensor], index: int) -> Tensor:
+    """The latents before a step, with those that are played back in their rows."""
+    if not replay:
+        return latents
+    latents = latents.clone()
+    for picture, played in replay.items():
+        latents[picture] = played[index]
+    return latents
 
 
 def _matching(latents: Tensor, prompts: Prompts) -> Tensor:
