@@ -8,7 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from stylemoments import diffusion, prompts
-from stylemoments.train import measure_dreambooth, measure_style_aligned, measured
+from stylemoments.evaluation import records as measured
+from stylemoments.train import measure_dreambooth, measure_style_aligned
 from stylemoments.world import World
 
 TABLES = [measure_style_aligned, measure_dreambooth]

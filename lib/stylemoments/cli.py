@@ -1,4 +1,4 @@
-"""The command ``stylemoments``: see whether all works; draw pictures, and sets that match; restyle; teach a subject.
+"""The command ``stylemoments``: see whether all works; draw pictures, and sets that match; restyle; teach; evaluate.
 
 Heavy packages are imported inside the commands, so that ``stylemoments --help`` answers at once.
 """
@@ -15,7 +15,7 @@ import shutil
 import textwrap
 import time
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from difflib import get_close_matches
 from enum import StrEnum
@@ -25,11 +25,14 @@ from typing import Annotated
 
 import typer
 
-INSTALL = "run python -m pip install -r requirements.txt -e . in the folder of the book; on Colab, its first cell again"
+from .console import INSTALL, enough_memory, kind_errors, one_voice, warn
+from .evaluation import command
+
 BATCH = 8  # pictures at a time, to bound the memory
 LARGE, TILE = 4_000_000, 512  # a photograph of more pixels is stylized in squares of this size
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(command.app, name="evaluate")
 
 
 @app.callback()
@@ -138,7 +141,7 @@ def sample(
     model: Annotated[Path | None, typer.Option(help="what `stylemoments dreambooth` made, such as OUT/model")] = None,
 ) -> None:
     """Make pictures of a prompt: OUT/a-cat-in-papercut-art-style-seed-0.png and so on."""
-    with _kind_errors():
+    with kind_errors():
         from . import diffusion
 
         pipe = diffusion.load(size) if model is None else _taught(model, size)
@@ -155,21 +158,6 @@ def sample(
         for (path, known), image in zip(paths.items(), images, strict=True):
             _save(path, image, known)
             typer.echo(path)
-
-
-@contextmanager
-def _kind_errors():
-    """Faults that the user can mend are a line, not a traceback."""
-    from .zoo import WeightsError
-
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        typer.echo(f"error: {error}; {INSTALL}", err=True)
-        raise typer.Exit(1) from None
-    except (OSError, ValueError, WeightsError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 def _slug(prompt: str) -> str:
@@ -288,7 +276,7 @@ def stylize(
     force: Annotated[bool, typer.Option("--force", help="replace OUT if it exists")] = False,
 ) -> None:
     """Give a photograph, or every frame of a video, the style of one or more pictures."""
-    with _kind_errors():
+    with kind_errors():
         from . import adain, files
 
         files.check_target(out, force=force)
@@ -385,7 +373,7 @@ def dreambooth(
     force: Annotated[bool, typer.Option("--force", help="replace another run in OUT")] = False,
 ) -> None:
     """Teach the model one subject from a few photographs. Stopped, the same command goes on."""
-    with _kind_errors(), _one_voice() as state, _kind_errors(), _stoppable(out):
+    with kind_errors(), one_voice() as state, kind_errors(), _stoppable(out):
         from . import diffusion
 
         subject = _read_photographs(photographs)
@@ -421,47 +409,17 @@ def dreambooth(
 
 
 @contextmanager
-def _one_voice():
-    """The state of the processes that ``accelerate launch`` started, one otherwise; only the first of them is heard."""
-    import torch
-    from accelerate import PartialState
-
-    state = PartialState(cpu=not torch.cuda.is_available())
-    if state.is_main_process:
-        yield state
-        return
-    with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
-        yield state
-
-
-@contextmanager
 def _stoppable(out: Path):
     """Ctrl-C, and a GPU that is too small, end with a line that says what to do next."""
     from .dreambooth import CHECKPOINT
 
     try:
-        with _enough_memory("--lora, a smaller --size, or a GPU with more"):
+        with enough_memory("--lora, a smaller --size, or a GPU with more"):
             yield
     except KeyboardInterrupt as stop:
         (out / f"{CHECKPOINT}.part").unlink(missing_ok=True)
         typer.echo(f"\nstopped{''.join(map(str, stop.args))}; the same command goes on from there", err=True)
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def _enough_memory(remedy: str):
-    """A GPU that is too small is a fault that the user can mend."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        said = f"the memory of the GPU ran out; take {remedy}"
-        raise OSError(f"{said} ({str(error).splitlines()[0]})") from None
-
-
-def _warn(said: str) -> None:
-    typer.echo(f"warning: {said}", err=True)
 
 
 def _read_photographs(places: list[Path]) -> list:
@@ -470,7 +428,7 @@ def _read_photographs(places: list[Path]) -> list:
     paths, others = photos.find(places)
     subject = photos.read(paths)
     if others:
-        _warn(f"no pictures, left out: {', '.join(path.name for path in others)}")
+        warn(f"no pictures, left out: {', '.join(path.name for path in others)}")
     return subject
 
 
@@ -497,7 +455,7 @@ def _prepared(subject: list, token: str, noun: str, size: str, settings, state):
         pipe = diffusion.load(size, device=state.device, dtype=None if half else torch.float32)
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
     for remark in [*photos.remarks(subject, side), *_odd_words(pipe, token, noun)]:
-        _warn(remark)
+        warn(remark)
     images = [photos.shrunk(photo.image, 2 * side) for photo in subject]  # enough for every crop, and fast to crop
     stand_in = torch.zeros(1, 3, side, side) if settings.prior_weight else None
     return dreambooth.DreamBooth(pipe, images, token, noun, class_images=stand_in, settings=settings)
@@ -577,7 +535,7 @@ def _say_plan(dream, n: int) -> None:
     if dream.pipe.device.type == "cuda":
         has = torch.cuda.get_device_properties(dream.pipe.device).total_memory / 1e9
         if needs > has:
-            _warn(f"the GPU has {has:.1f} GB, less than that; take --lora or a smaller --size")
+            warn(f"the GPU has {has:.1f} GB, less than that; take --lora or a smaller --size")
 
 
 def _class_images(dream, n: int, folder: Path):
@@ -704,7 +662,7 @@ def align(
     force: Annotated[bool, typer.Option("--force", help="replace the set in OUT")] = False,
 ) -> None:
     """Draw several objects as a set of one style, with StyleAligned: OUT/0-a-cat.png, OUT/1-a-guitar.png and so on."""
-    with _kind_errors(), _enough_memory("fewer objects, a smaller --size, or a GPU with more"):
+    with kind_errors(), enough_memory("fewer objects, a smaller --size, or a GPU with more"):
         from . import diffusion
         from .style_aligned import StyleAligned
 

@@ -435,12 +435,17 @@ class DreamBooth:
         class_noun: what it is, such as ``"dog"``; empty for none.
         class_images: ``(m, 3, side, side)`` in [0, 1], from :func:`class_images`; needed unless the prior weight is 0.
         settings: see :class:`Settings`; None takes :func:`defaults` for the pipeline's size.
+        prompt: what is said of the subject's pictures; None is the token before the noun. With a prompt and a prior
+            weight of 0, token and noun may be empty.
+        adapters: modules that lie in the U-Net already, such as :class:`stylemoments.style_drop.StyleDrop`: they alone
+            are trained, neither weights nor LoRA nor text encoders. They are float32, the U-Net may be half precision.
 
     Raises:
-        ValueError: before the pipeline is changed. No token, no pictures, pictures of another shape or range, no
+        ValueError: before the pipeline is changed. Neither token nor prompt, no pictures, pictures of another shape or range, no
             pictures of the class where the settings ask for them; half-precision weights to train, a pipeline that has
             adapters already, or is no Stable Diffusion with square pictures; LoRA targets that no layer has; with
-            ``text="token"`` a name of more than one token.
+            ``text="token"`` a name of more than one token; ``adapters`` that are not in the U-Net, or that settings
+            would train something beside.
 
     Example:
         >>> pipe = diffusion.load("tiny", device="cpu")
@@ -460,20 +465,23 @@ class DreamBooth:
         *,
         class_images: Tensor | None = None,
         settings: Settings | None = None,
+        prompt: str | None = None,
+        adapters: nn.Module | None = None,
     ):
-        self.pipe, self.token, self.noun = pipe, token, class_noun
+        self.pipe, self.token, self.noun, self.adapters = pipe, token, class_noun, adapters
         self.settings = settings or defaults(getattr(pipe, "size", None) or "tiny")
         self.side = _checked_side(pipe)
         self.images = [_checked(image) for image in subject_images]
-        if not self.images or not token.strip():
+        said = token if prompt is None else prompt
+        if not self.images or not said.strip():
             raise ValueError(
                 "DreamBooth needs pictures of the subject, three to five, and a token as its name, such as 'sks'; got "
-                f"{len(self.images)} pictures and {token!r}"
+                f"{len(self.images)} pictures and {said!r}. (A prompt of your own needs no token)"
             )
         self.class_images = class_images
-        self.prompt = article(" ".join(filter(None, (token, class_noun))))
+        self.prompt = article(" ".join(filter(None, (token, class_noun)))) if prompt is None else prompt
         prompts = [self.prompt] + ([article(class_noun)] if self.settings.prior_weight else [])
-        _check_trainable(pipe, self.settings)
+        _check_trainable(pipe, self.settings, adapters)
         self._rows = _token_rows(pipe, token) if self.settings.text == "token" else []
         self._open()
         self.denoiser = Denoiser(pipe, prompts, self.settings)
@@ -508,6 +516,9 @@ class DreamBooth:
         for table, _ in self._rows:
             table.requires_grad_(True)
         encoders = _encoders(pipe) if settings.text == "all" else []
+        if self.adapters is not None:
+            self.adapters.requires_grad_(True)
+            return
         if settings.rank is None:
             for module in (pipe.unet, *encoders):
                 module.requires_grad_(True)
@@ -573,16 +584,22 @@ class DreamBooth:
         return torch.full((n,), kind), torch.arange(step * n, step * n + n), places, times, *noises
 
     def _of_subject(self, number: int, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Size conditioning and latent distribution of a fresh crop."""
+        """Size conditioning and latent distribution of a fresh crop; where no crop can differ, of the picture."""
+        if self.settings.zoom == 1 and self.images[number % len(self.images)].shape[-2:] == (self.side, self.side):
+            return self._whole(SUBJECT, number, self.images)
         zoom = 1 + (self.settings.zoom - 1) * float(u[2])
         return self._posterior(crop(self.images[number % len(self.images)], self.side, zoom, u[:2]))
 
     def _of_class(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of a whole picture of the class, encoded once."""
-        number %= len(self.class_images)
-        if number not in self._encoded:
-            self._encoded[number] = self._posterior(crop(self.class_images[number], self.side, 1.0, torch.zeros(2)))
-        return self._encoded[number]
+        """The same of a whole picture of the class."""
+        return self._whole(CLASS, number, self.class_images)
+
+    def _whole(self, kind: int, number: int, images: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of a whole picture, encoded once."""
+        key = kind, number % len(images)
+        if key not in self._encoded:
+            self._encoded[key] = self._posterior(crop(images[key[1]], self.side, 1.0, torch.zeros(2)))
+        return self._encoded[key]
 
     @torch.no_grad()
     def _posterior(self, seen: Crop) -> tuple[Tensor, Tensor, Tensor]:
@@ -651,7 +668,12 @@ class DreamBooth:
 
         Raises:
             FileExistsError: the folder is there and holds something else than an earlier result.
+            RuntimeError: the training was of ``adapters``.
         """
+        if self.adapters is not None:
+            raise RuntimeError(
+                "the pipeline itself was not trained: save its adapters by their own method, such as StyleDrop.save"
+            )
         folder = Path(folder)
         if not _state(self.pipe).is_main_process:
             return
@@ -900,13 +922,15 @@ def _checked_side(pipe: DiffusionPipeline) -> int:
     return height * pipe.vae_scale_factor
 
 
-def _check_trainable(pipe: DiffusionPipeline, settings: Settings) -> None:
+def _check_trainable(pipe: DiffusionPipeline, settings: Settings, own: nn.Module | None) -> None:
     if adapters := _adapters(pipe):
         raise ValueError(
             f"this pipeline has adapters already ({', '.join(sorted(adapters))}); load a fresh one, or call "
             "pipe.unload_lora_weights()"
         )
-    whole = [pipe.unet] if settings.rank is None else []
+    if own is not None:
+        _check_own(pipe, settings, own)
+    whole = [pipe.unet if own is None else own] if settings.rank is None else []
     whole += _encoders(pipe) if settings.rank is None and settings.text == "all" else []
     whole += [encoder.get_input_embeddings() for encoder in _encoders(pipe) if settings.text == "token"]
     half = {p.dtype for module in whole for p in module.parameters()} - {torch.float32}
@@ -919,6 +943,20 @@ def _check_trainable(pipe: DiffusionPipeline, settings: Settings) -> None:
     missing = [end for end in settings.targets if not any(f".{name}".endswith(f".{end}") for name in names)]
     if settings.rank is not None and missing:
         raise ValueError(f"targets are ends of names of the U-Net's layers, and none ends in {missing[0]!r}")
+
+
+def _check_own(pipe: DiffusionPipeline, settings: Settings, adapters: nn.Module) -> None:
+    if settings.rank is not None or settings.text != "frozen":
+        raise ValueError(
+            "adapters are trained alone, so the settings need rank=None and text='frozen'; got "
+            f"rank={settings.rank} and text={settings.text!r}"
+        )
+    inside, weights = {id(p) for p in pipe.unet.parameters()}, [*adapters.parameters()]
+    if not weights or any(id(p) not in inside for p in weights):
+        raise ValueError(
+            f"adapters to train lie in the U-Net, and those of {type(adapters).__name__} do not: enter their block "
+            "(with StyleDrop(pipe) as adapters: ...) first"
+        )
 
 
 def _add_lora(module: nn.Module, settings: Settings, targets: Sequence[str]) -> None:

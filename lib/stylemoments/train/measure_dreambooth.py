@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import diffusion, dreambooth, embed, judge, metrics, prompts, world
-from . import measured
+from ..evaluation import records
 
 DATA = prompts.DATA / "dreambooth.csv"
 TOKEN = "sks"
@@ -71,9 +71,9 @@ VARIANTS = [
 
 
 @cache
-def table() -> measured.Rows:
+def table() -> records.Rows:
     """The rows of ``data/dreambooth.csv``."""
-    return measured.read(DATA, texts=("variant", "name"))
+    return records.read(DATA, texts=("variant", "name"))
 
 
 def column(measure: str, variant: str, *, step: int | None = None, strength: float = 1.0) -> dict[str, float]:
@@ -107,7 +107,7 @@ def paired(measure: str, variant: str, other: str, **where) -> tuple[list[float]
         other: the variant to compare with, at its own last step.
         where: step and strength of ``variant``.
     """
-    return measured.shared(column(measure, variant, **where), column(measure, other))
+    return records.shared(column(measure, variant, **where), column(measure, other))
 
 
 # ---------------------------------------------------------------------------------------- measuring
@@ -247,9 +247,9 @@ def plan(base, out: Path) -> Iterator[tuple]:
 
 
 def main() -> None:
-    options = measured.options(__doc__.splitlines()[0]).parse_args()
+    options = records.options(__doc__.splitlines()[0]).parse_args()
     base = diffusion.load("tiny", device="cpu")
-    measured.run(plan(base, options.out), options.out / "runs", DATA, part=options.part)
+    records.run(plan(base, options.out), options.out / "runs", DATA, part=options.part)
 
 
 if __name__ == "__main__":

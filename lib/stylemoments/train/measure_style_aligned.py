@@ -17,9 +17,10 @@ from math import log
 import torch
 from torch import Tensor
 
-from .. import diffusion, embed, judge, metrics, prompts
+from .. import diffusion, prompts
+from ..evaluation import records
+from ..evaluation import style_aligned as evaluation
 from ..style_aligned import StyleAligned
-from . import measured
 
 DATA = prompts.DATA / "style_aligned.csv"
 STEPS = 12  # of the sampling
@@ -65,9 +66,9 @@ VARIANTS = [
 
 
 @cache
-def table() -> measured.Rows:
+def table() -> records.Rows:
     """The rows of ``data/style_aligned.csv``."""
-    return measured.read(DATA, texts=("variant", "style"))
+    return records.read(DATA, texts=("variant", "style"))
 
 
 def column(measure: str, variant: str) -> dict[int, float]:
@@ -89,7 +90,7 @@ def column(measure: str, variant: str) -> dict[int, float]:
 
 def paired(measure: str, variant: str, other: str) -> tuple[list[float], list[float]]:
     """One measure of two variants, over the sets that both were measured on, in one order."""
-    return measured.shared(column(measure, variant), column(measure, other))
+    return records.shared(column(measure, variant), column(measure, other))
 
 
 # ---------------------------------------------------------------------------------------- drawing
@@ -129,58 +130,22 @@ def draw(pipe, settings: dict | None, numbers: list[int], seed: int = 0) -> Tens
 # ---------------------------------------------------------------------------------------- measuring
 
 
-@dataclass(frozen=True)
-class Eyes:
-    """The networks that measure."""
-
-    clip: object
-    dino: object
-    perceptual: object
-    judge: object
-
-
-@cache
-def eyes() -> Eyes:
+def eyes() -> evaluation.Eyes:
     """The networks that measure, loaded once."""
-    return Eyes(embed.clip(), embed.dino(), embed.perceptual("tiny"), judge.load())
+    return evaluation.eyes("tiny")
 
 
 def scores(images: Tensor, asked: prompts.StyleSet) -> dict[str, float]:
-    """The numbers of one set.
-
-    Args:
-        images: ``(4, 3, H, W)`` in [0, 1], the reference first.
-        asked: what they should show.
-
-    Returns:
-        ``text``, the mean cosine of tiny-clip with the names of the objects; ``consistency``, that of tiny-dino
-        between the pictures; ``hue``, how far the targets' palettes are from the reference's, in degrees; ``leak``,
-        see :func:`stylemoments.metrics.leakage`; ``object_right`` and ``style_right``, the share of pictures in which
-        the judge sees the right one.
-    """
-    see = eyes()
-    said = see.judge(images)
-    objects = [judge.NAMES["objects"].index(noun) for noun in asked.objects]
-    return {
-        "text": metrics.text_alignment(see.clip.images(images), see.clip.texts(list(asked.texts))),
-        "consistency": metrics.set_consistency(see.dino(images)),
-        "hue": float(metrics.hue_distance(said.hues[1:], said.hues[0]).mean()),
-        "leak": metrics.leakage(said.probabilities["objects"], objects),
-        "object_right": sum(a == b for a, b in zip(said.objects, asked.objects, strict=True)) / len(images),
-        "style_right": sum(style == asked.style for style in said.styles) / len(images),
-    }
+    """The numbers of one set: see :func:`stylemoments.evaluation.style_aligned.scores`."""
+    return evaluation.scores(eyes(), images, asked)
 
 
 def diversity(images: Tensor) -> float:
-    """How different the pictures of one prompt are: mean over a set's targets of their diversity across seeds.
-
-    Args:
-        images: ``(seeds, 4, 3, H, W)`` in [0, 1].
-    """
-    return sum(metrics.diversity(eyes().perceptual(images[:, i])) for i in range(1, 4)) / 3
+    """How different the pictures of one prompt are: see :func:`stylemoments.evaluation.style_aligned.diversity`."""
+    return evaluation.diversity(eyes(), images)
 
 
-def measure(pipe, variant: Variant, numbers: list[int]) -> measured.Rows:
+def measure(pipe, variant: Variant, numbers: list[int]) -> records.Rows:
     """One row for each of some sets: means over the seeds, and the diversity across them."""
     images = torch.stack([draw(pipe, variant.settings, numbers, seed) for seed in range(SEEDS)], 1)
     rows = []
@@ -203,9 +168,9 @@ def plan(pipe) -> Iterator[tuple]:
 
 
 def main() -> None:
-    chosen = measured.options(__doc__.splitlines()[0]).parse_args()
+    chosen = records.options(__doc__.splitlines()[0]).parse_args()
     pipe = diffusion.load("tiny", device="cpu")
-    measured.run(plan(pipe), chosen.out / "runs", DATA, part=chosen.part)
+    records.run(plan(pipe), chosen.out / "runs", DATA, part=chosen.part)
 
 
 if __name__ == "__main__":
