@@ -745,6 +745,137 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     }  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------- prompts and adapters of your own
+
+
+def told(pipe, prompt="a cat in papercut art style", *, images=None, token="", adapters=None, **changes):
+    """A DreamBooth of one whole picture, with a prompt instead of a token."""
+    settings = Settings(**FEW | {"prior_weight": 0.0, "zoom": 1.0, "rank": None if adapters else 2} | changes)
+    images = noisy_pictures(1, sizes=((16, 16),)) if images is None else images
+    return DreamBooth(pipe, images, token, "", settings=settings, prompt=prompt, adapters=adapters)
+
+
+def test_a_prompt_instead_of_a_token(pipe):
+    dream = told(copy.deepcopy(pipe))
+    assert dream.prompt == "a cat in papercut art style" and dream.token == ""
+    equal(dream.denoiser.words()[0], diffusion.encode_prompts(pipe, [dream.prompt]).cond)
+    assert len(finished(dream)) == 2
+    same, other = (told(copy.deepcopy(pipe), prompt).fingerprint() for prompt in (dream.prompt, "a dog"))
+    assert dream.fingerprint() == same != other
+
+
+def test_a_prompt_beside_the_prior(tiny_pipe):
+    classes, settings = torch.rand(2, 3, 16, 16), Settings(**FEW, rank=2)
+    dream = DreamBooth(copy.deepcopy(tiny_pipe), noisy_pictures(1), "sks", "dog", class_images=classes,
+                       settings=settings, prompt="a drawing of a sks dog")  # fmt: skip
+    said = diffusion.encode_prompts(tiny_pipe, ["a drawing of a sks dog", "a dog"])
+    equal(dream.denoiser.encoded.cond, said.cond)
+    with pytest.raises(ValueError, match="prior weight of 1.0 needs a class noun"):
+        DreamBooth(copy.deepcopy(tiny_pipe), noisy_pictures(1), "", "", class_images=classes, settings=settings,
+                   prompt="a drawing")  # fmt: skip
+
+
+@pytest.mark.parametrize(("token", "prompt"), [("", None), (" ", None), ("sks", ""), ("", " ")])
+def test_a_prompt_or_a_token_is_needed(tiny_pipe, token, prompt):
+    with pytest.raises(ValueError, match="and a token as its name, .*got 1 pictures and ' ?'. .A prompt of your own"):
+        told(copy.deepcopy(tiny_pipe), prompt, token=token)
+
+
+class Scaled(nn.Module):
+    """An adapter: the smallest that there is."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+        part.register_module("scaled", self)
+        part.register_forward_hook(lambda module, args, output: output * self.factor.to(output.dtype))
+
+
+def with_adapter(pipe):
+    pipe = copy.deepcopy(pipe)
+    return pipe, Scaled(pipe.unet.mid_block.resnets[0])
+
+
+def test_adapters_alone_are_trained(pipe):
+    pipe, adapters = with_adapter(pipe)
+    before = {name: p.clone() for name, p in pipe.unet.named_parameters()}
+    dream = told(pipe, adapters=adapters, average=0.5)
+    assert [*dream.parameters()] == ["unet.mid_block.resnets.0.scaled.factor"]
+    finished(dream)
+    changed = [name for name, p in pipe.unet.named_parameters() if not torch.equal(p, before[name])]
+    assert changed == ["mid_block.resnets.0.scaled.factor"]
+    assert dream.memory()["gradients"] == 4
+
+
+def test_adapters_go_on_exactly(tiny_pipe, tmp_path):
+    def run():
+        pipe, adapters = with_adapter(tiny_pipe)
+        return told(pipe, adapters=adapters, steps=5)
+
+    straight, stopped, going_on = run(), run().train(tmp_path, save_every=2), run()
+    records = finished(straight)
+    first = [next(stopped) for _ in range(3)]
+    rest = finished(going_on, tmp_path)
+    assert (first, rest) == (records[:3], records[2:])
+    equal(weights(going_on), weights(straight))
+
+
+def test_adapters_in_half_precision(tiny_pipe):
+    half = copy.deepcopy(tiny_pipe)
+    nn.Module.to(half.unet, torch.bfloat16)
+    half, adapters = with_adapter(half)
+    assert len(finished(told(half, adapters=adapters))) == 2 and adapters.factor != 1
+    nn.Module.to(adapters, torch.bfloat16)
+    with pytest.raises(ValueError, match="trained in float32, and these are torch.bfloat16"):
+        told(half, adapters=adapters)
+
+
+def test_adapters_are_saved_by_themselves(tiny_pipe, tmp_path):
+    pipe, adapters = with_adapter(tiny_pipe)
+    with pytest.raises(RuntimeError, match="save its adapters by their own method, such as StyleDrop.save"):
+        told(pipe, adapters=adapters).save(tmp_path / "model")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_adapters_refused(tiny_pipe):
+    pipe, adapters = with_adapter(tiny_pipe)
+    for changes, got in (({"rank": 2}, "rank=2 and text='frozen'"), ({"text": "all"}, "rank=None and text='all'")):
+        with pytest.raises(ValueError, match=f"adapters are trained alone, .* got {got}"):
+            told(pipe, adapters=adapters, **changes)
+    for outside in (Scaled(nn.Identity()), nn.Identity()):
+        with pytest.raises(ValueError, match="adapters to train lie in the U-Net, and those of .* do not: enter"):
+            told(pipe, adapters=outside)
+
+
+def counted(dream, monkeypatch):
+    """How often the autoencoder was asked, as a list that grows."""
+    asked, encode = [], dream.pipe.vae.encode
+    monkeypatch.setattr(dream.pipe.vae, "encode", lambda *args: asked.append(1) or encode(*args))
+    return asked
+
+
+def test_a_whole_picture_is_encoded_once(tiny_pipe, monkeypatch):
+    images = noisy_pictures(2, sizes=((16, 16),))
+    dream, plain = (told(copy.deepcopy(tiny_pipe), images=images, snr_gamma=5.0) for _ in range(2))
+    asked = counted(dream, monkeypatch)
+    for step in range(4):
+        plain._encoded.clear()  # encodes anew in every step
+        equal(dream.batch(step), plain.batch(step))
+        for number, u in ((2 * step, torch.rand(3)), (2 * step + 1, torch.rand(3))):
+            seen = dreambooth.crop(images[number % 2], 16, 1.0, u[:2])
+            equal(dream._of_subject(number, u), plain._posterior(seen))
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("zoom", "size"), [(1.1, (16, 16)), (1.0, (16, 17)), (1.0, (24, 24))])
+def test_crops_are_encoded_anew(tiny_pipe, monkeypatch, zoom, size):
+    dream = told(copy.deepcopy(tiny_pipe), images=noisy_pictures(1, sizes=(size,)), zoom=zoom)
+    asked = counted(dream, monkeypatch)
+    for step in range(3):
+        dream.batch(step)
+    assert len(asked) == 6
+
+
 # ------------------------------------------------------------------------------------- pictures of the class
 
 

@@ -155,7 +155,7 @@ def encode_prompts(
     """Encode prompts, those of personalized pictures with the LoRA of the text encoders, the others without.
 
     The negative prompt of a picture is encoded as its prompt is. Encoders without LoRA encode all alike. A token whose
-    row was trained (``text="token"``) lies in the table of words for all prompts: who does not say it, does not hear it.
+    row was trained (``text="token"``) lies in the table of words for all: a prompt that does not say it is unchanged.
 
     Args:
         pipe: a Stable Diffusion pipeline, 1, 2 or XL.

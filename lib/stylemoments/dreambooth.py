@@ -441,11 +441,11 @@ class DreamBooth:
             are trained, neither weights nor LoRA nor text encoders. They are float32, the U-Net may be half precision.
 
     Raises:
-        ValueError: before the pipeline is changed. Neither token nor prompt, no pictures, pictures of another shape or range, no
-            pictures of the class where the settings ask for them; half-precision weights to train, a pipeline that has
-            adapters already, or is no Stable Diffusion with square pictures; LoRA targets that no layer has; with
-            ``text="token"`` a name of more than one token; ``adapters`` that are not in the U-Net, or that settings
-            would train something beside.
+        ValueError: before the pipeline is changed. Neither token nor prompt, no pictures, pictures of another shape or
+            range, no pictures of the class where the settings ask for them; half-precision weights to train, a pipeline
+            that has adapters already, or is no Stable Diffusion with square pictures; LoRA targets that no layer has;
+            with ``text="token"`` a name of more than one token; ``adapters`` that are not in the U-Net, or settings
+            that would train something beside them.
 
     Example:
         >>> pipe = diffusion.load("tiny", device="cpu")
