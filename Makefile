@@ -47,6 +47,7 @@ train: $(READY)          ## train the shipped models again: hours; stop it, call
 	$(RUN) -m stylemoments.train.vgg --out runs/vgg
 	$(RUN) -m stylemoments.train.ship runs
 	$(RUN) -m stylemoments.train.adain --out runs/adain
+	$(RUN) -m stylemoments.train.control --out runs/control
 	$(RUN) -m stylemoments.train.ship runs
 	$(RUN) -m stylemoments.train.measure
 

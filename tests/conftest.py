@@ -160,7 +160,7 @@ def shipped(tiny_pipe, tmp_path, monkeypatch):
     EulerDiscreteScheduler.from_config(tiny_pipe.scheduler.config).save_pretrained(folder / "scheduler")
     index = folder / "model_index.json"
     index.write_text(index.read_text("utf-8").replace("DDIMScheduler", "EulerDiscreteScheduler"), "utf-8")
-    for name in ("tiny-clip", "tiny-dino", "tiny-subject", "judge", "tiny-vgg", "tiny-adain"):
+    for name in ("tiny-clip", "tiny-dino", "tiny-subject", "judge", "tiny-vgg", "tiny-adain", "tiny-control"):
         (folder.parent / name).mkdir()
         (folder.parent / name / "config.json").write_text("{}", "utf-8")
     files = [path for path in folder.parent.rglob("*") if path.is_file()]

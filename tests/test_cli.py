@@ -38,7 +38,7 @@ def test_doctor_is_green(run):
     assert [line.split(":")[0] for line in lines] == [
         "pass  versions", "pass  device", "pass  size", "pass  weights tiny-sd", "pass  weights tiny-clip",
         "pass  weights tiny-dino", "pass  weights tiny-subject", "pass  weights judge", "pass  weights tiny-vgg",
-        "pass  weights tiny-adain", "pass  a picture",
+        "pass  weights tiny-adain", "pass  weights tiny-control", "pass  a picture",
     ]  # fmt: skip
     assert re.search(r"torch \d.*diffusers \d", lines[0])
     assert "16 x 16 pixels" in lines[-1]

@@ -115,15 +115,89 @@ def _float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()  # half precision overflows in a variance of 4096 tokens
 
 
-def _token_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    return moments(_float32(x), -2, unbiased=True)  # b h 1 d
+def token_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of each feature of each head over the tokens: (B, h, 1, d) each, of (B, h, N, d)."""
+    return moments(_float32(x), -2, unbiased=True)
+
+
+# ---------------------------------------------------------------------------------------- what patches have in common
+
+
+class Sharing:
+    """What every patch that shares attention has in common, whatever network it is for.
+
+    A patch has ``reference``, ``reference_scale``, ``reference_shift``, ``layout``, and between the calls of its
+    network ``_rows``, who is in the batch, and ``_before``, the timestep and layout of the last call.
+    """
+
+    reference: Any
+    reference_scale: float
+    reference_shift: float
+    layout: str
+    _rows: Rows
+    _before: "tuple[float, Tensor] | None"
+
+    def _check_settings(self) -> None:
+        check_reference(self.reference)
+        if not (math.isfinite(self.reference_scale) and self.reference_scale >= 0):
+            raise ValueError(f"reference_scale is a finite factor, 0 or more; got {self.reference_scale}")
+        if not self.reference_shift <= LOUDEST:
+            raise ValueError(f"reference_shift is a number up to {LOUDEST:g}; got {self.reference_shift}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"the layout is one of {', '.join(LAYOUTS)}; got {self.layout!r}")
+
+    def _check_layout(self, timestep: float, rows: Tensor) -> None:
+        """Two sets from the same noise look like guidance, until they differ."""
+        if self._before is None or self.layout != "auto":
+            return
+        time, before = self._before
+        if timestep < time and rows.numel() == before.numel() and rows.tolist() != before.tolist():
+            raise ValueError(
+                "the rows of the batch repeated at first and now do not, so they were no guidance: pass layout="
+                '"single", or begin the pictures with different noise'
+            )
+
+    def _looks(self, follows: list[dict[int, float]]) -> list[dict[int, float]]:
+        """At whom each picture looks beside itself, and how much; nobody, for a reference."""
+        return [weights if weights != {i: 1.0} else {} for i, weights in enumerate(follows)]
+
+    def _aligned(self, x: Tensor, of_source: tuple[Tensor, Tensor]) -> Tensor:
+        """AdaIN over the tokens: targets (t, h, N, d), moments of the source (r, h, 1, d)."""
+        mean, variance = (self._rows.of_targets(m) for m in of_source)  # t R h 1 d
+        if mean.shape[1] == 1:
+            mean, variance = mean[:, 0], variance[:, 0]
+        else:
+            mean, variance = blended(mean, variance, self._rows.weights.to(mean.dtype))
+        return with_moments(_float32(x), mean, variance, dim=-2, eps=EPS).to(x.dtype)
+
+    def _others(self, x: Tensor) -> Tensor:
+        """Tokens of all that each target follows: (r, h, N, d) to (t, h, R N, d)."""
+        return self._rows.of_targets(x).transpose(1, 2).flatten(2, 3)
+
+    def _bias(self, own: int, others: int, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the logits: nothing for a target's own keys, shift + log weight for the others'.
+
+        Args:
+            own, others: keys of a target, and of one that it follows.
+        """
+        weights = self._rows.weights
+        if self.reference_shift == 0 and self._rows.even:
+            return None
+        nothing = torch.zeros(len(weights), own, device=weights.device)
+        shifted = (weights.log() + self.reference_shift).repeat_interleave(others, -1)
+        return torch.cat([nothing, shifted], -1)[:, None, None].to(dtype)
+
+
+def is_shared(network: nn.Module) -> bool:
+    """Whether a network is in the block of a patch that shares its attention."""
+    return any(isinstance(getattr(hook, "__self__", None), Sharing) for hook in network._forward_pre_hooks.values())
 
 
 # ---------------------------------------------------------------------------------------- the patch
 
 
 @dataclass(eq=False)
-class StyleAligned:
+class StyleAligned(Sharing):
     r"""Pictures that a pipeline draws in this block share the style of the reference among them.
 
     The U-Net is changed on entry and as before after the block, also where the block fails. LoRA, IP-Adapters and
@@ -200,13 +274,7 @@ class StyleAligned:
                 f"not compiled; got {type(self.pipe).__name__} with {type(unet).__name__}"
             )
         self._names = attention.choose_layers(attention.layers(unet), self.layers)
-        check_reference(self.reference)
-        if not (math.isfinite(self.reference_scale) and self.reference_scale >= 0):
-            raise ValueError(f"reference_scale is a finite factor, 0 or more; got {self.reference_scale}")
-        if not self.reference_shift <= LOUDEST:
-            raise ValueError(f"reference_shift is a number up to {LOUDEST:g}; got {self.reference_shift}")
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"the layout is one of {', '.join(LAYOUTS)}; got {self.layout!r}")
+        self._check_settings()
         if self.full_attention:
             self._check_full_attention()
         if isinstance(self.reference, KeptReference):
@@ -241,7 +309,7 @@ class StyleAligned:
 
     def __enter__(self):
         unet = self.pipe.unet
-        if any(isinstance(getattr(hook, "__self__", None), StyleAligned) for hook in unet._forward_pre_hooks.values()):
+        if is_shared(unet):
             raise RuntimeError("this U-Net is style-aligned already; leave the other block first")
         if unet._compiled_call_impl is not None:
             raise RuntimeError(
@@ -311,17 +379,6 @@ class StyleAligned:
             if not isinstance(unet.get_submodule(name).processor, _SharedAttention):
                 raise RuntimeError(f"the processor of {name} was replaced: change the U-Net before or after the block")
 
-    def _check_layout(self, timestep: float, rows: Tensor) -> None:
-        """Two sets from the same noise look like guidance, until they differ."""
-        if self._before is None or self.layout != "auto":
-            return
-        time, before = self._before
-        if timestep < time and rows.numel() == before.numel() and rows.tolist() != before.tolist():
-            raise ValueError(
-                "the rows of the batch repeated at first and now do not, so they were no guidance: pass layout="
-                '"single", or begin the pictures with different noise'
-            )
-
     def _keep(self, call: Call) -> Call:
         if self._before is not None and call.timestep > self._before[0]:
             raise ValueError(
@@ -351,9 +408,8 @@ class StyleAligned:
         return plan(self._looks(follows(self.reference, rows.shape[1])), rows, device, keep=self.keep)
 
     def _looks(self, follows: list[dict[int, float]]) -> list[dict[int, float]]:
-        """At whom each picture looks beside itself, and how much; nobody, for a reference."""
         if not self.full_attention:
-            return [weights if weights != {i: 1.0} else {} for i, weights in enumerate(follows)]
+            return super()._looks(follows)
         return [
             {j: 1.0 for j, theirs in enumerate(follows) if theirs == weights and j != i}
             for i, weights in enumerate(follows)
@@ -366,7 +422,7 @@ class StyleAligned:
         source = self._rows.source
         if source is None:
             return self._call.layers[name]
-        of_queries = _token_moments(queries[source]) if self.keep or self._gives_moments("adain_queries") else None
+        of_queries = token_moments(queries[source]) if self.keep or self._gives_moments("adain_queries") else None
         return Kept(keys[source], values[source], of_queries)
 
     def _gives_moments(self, setting: str) -> bool:
@@ -378,9 +434,9 @@ class StyleAligned:
         if self._gives_moments("adain_queries"):
             queries = self._aligned(queries, reference.queries)
         if self._gives_moments("adain_keys"):
-            keys = self._aligned(keys, _token_moments(reference.keys))
+            keys = self._aligned(keys, token_moments(reference.keys))
         if self._gives_moments("adain_values"):
-            values = self._aligned(values, _token_moments(reference.values))
+            values = self._aligned(values, token_moments(reference.values))
         if not (self.share_attention or self.full_attention):
             return queries, keys, values, None
         tokens, its_keys = keys.shape[-2], reference.keys
@@ -388,29 +444,7 @@ class StyleAligned:
             its_keys = its_keys * self.reference_scale
         keys = torch.cat([keys, self._others(its_keys)], -2)
         values = torch.cat([values, self._others(reference.values)], -2)
-        return queries, keys, values, self._bias(tokens, keys.dtype)
-
-    def _aligned(self, x: Tensor, of_source: tuple[Tensor, Tensor]) -> Tensor:
-        """AdaIN over the tokens: targets (t, h, N, d), moments of the source (r, h, 1, d)."""
-        mean, variance = (self._rows.of_targets(m) for m in of_source)  # t R h 1 d
-        if mean.shape[1] == 1:
-            mean, variance = mean[:, 0], variance[:, 0]
-        else:
-            mean, variance = blended(mean, variance, self._rows.weights.to(mean.dtype))
-        return with_moments(_float32(x), mean, variance, dim=-2, eps=EPS).to(x.dtype)
-
-    def _others(self, x: Tensor) -> Tensor:
-        """Tokens of all that each target follows: (r, h, N, d) to (t, h, R N, d)."""
-        return self._rows.of_targets(x).transpose(1, 2).flatten(2, 3)
-
-    def _bias(self, tokens: int, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the logits: nothing for a target's own keys, shift + log weight for the others'."""
-        weights = self._rows.weights
-        if self.reference_shift == 0 and self._rows.even:
-            return None
-        own = torch.zeros(len(weights), tokens, device=weights.device)
-        others = (weights.log() + self.reference_shift).repeat_interleave(tokens, -1)
-        return torch.cat([own, others], -1)[:, None, None].to(dtype)
+        return queries, keys, values, self._bias(tokens, tokens, keys.dtype)
 
     def attend(self, name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """What comes out of a layer's heads, (B, h, N, d) as queries, keys and values are."""

@@ -4,8 +4,8 @@ The small models ship with the package. Each of their files has its sha256 in ``
 command ``sha256sum``), and is checked against it once per process before anything is loaded from it. The large
 pipelines come from the Hugging Face Hub, each at one pinned revision; open_clip and timm fetch the full CLIP and DINO.
 
-    >>> names()
-    ('tiny-sd', 'tiny-clip', 'tiny-dino', 'tiny-subject', 'judge', 'tiny-vgg', 'tiny-adain', 'sd15', 'sdxl')
+    >>> print(*names())
+    tiny-sd tiny-clip tiny-dino tiny-subject judge tiny-vgg tiny-adain tiny-control sd15 sdxl
     >>> entry("sd15").license
     'CreativeML Open RAIL-M'
 """
@@ -51,6 +51,7 @@ ENTRIES = {
     "judge": Entry("a classifier of object, style, place and palette", "Apache-2.0", _train("judge")),
     "tiny-vgg": Entry("a slim VGG-19 up to relu4_1, for style transfer", "Apache-2.0", _train("vgg")),
     "tiny-adain": Entry("the decoder of AdaIN for the slim VGG", "Apache-2.0", _train("adain")),
+    "tiny-control": Entry("a ControlNet of the tiny world, from edges to pictures", "Apache-2.0", _train("control")),
     "sd15": Entry(
         "Stable Diffusion 1.5: 512 x 512 pixels", "CreativeML Open RAIL-M", guidance=7.5,
         repository="stable-diffusion-v1-5/stable-diffusion-v1-5", revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",

@@ -10,6 +10,7 @@ import json
 import re
 from argparse import ArgumentParser
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import diffusion, embed, judge, zoo
+from .. import control, diffusion, embed, judge, zoo
 from ..metrics import hue_distance, subject_fidelity
 from ..world import HELD_OUT, OBJECTS, PLAIN, STYLES, Sample, World, prompt
 from . import dino, measure_transfer, subject
@@ -29,6 +30,7 @@ START, END = "<!-- measured: python -m stylemoments.train.measure -->", "<!-- en
 SEED = 3  # of the pictures and of the samples
 STEPS = 25
 BATCH = 50
+CONTROLLED = 64  # drawn pictures per figure of tiny-control
 
 
 def percent(hits) -> str:
@@ -62,12 +64,15 @@ def reconstruction(pipe, critic, n: int) -> dict[str, str]:
     return rows
 
 
-def drawn(pipe, prompts: list[str]) -> Tensor:
-    """One picture per prompt, guidance as shipped."""
-    parts = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
-    seeds = range(SEED, SEED + len(prompts), BATCH)
-    bar = tqdm(zip(parts, seeds, strict=True), total=len(parts), desc="drawing", unit="batch")
-    return torch.cat([diffusion.generate(pipe, part, steps=STEPS, seed=seed) for part, seed in bar])
+def drawn(pipe, prompts: list[str], net=None, conditions: Tensor | None = None) -> Tensor:
+    """One picture per prompt, guidance as shipped; with conditions, under the control of ``net``."""
+    parts = []
+    for start in tqdm(range(0, len(prompts), BATCH), desc="drawing", unit="batch"):
+        rows = slice(start, start + BATCH)
+        block = nullcontext() if conditions is None else control.Controlled(pipe, net, conditions[rows])
+        with block:
+            parts.append(diffusion.generate(pipe, prompts[rows], steps=STEPS, seed=SEED + start))
+    return torch.cat(parts)
 
 
 def drawing(pipe, critic, n: int) -> dict[str, str]:
@@ -165,6 +170,50 @@ def of_subject(pipe) -> dict[str, str]:
     return rows
 
 
+def correlation(edges: Tensor, others: Tensor) -> Tensor:
+    """Of each picture's edges with the other's, over all places.
+
+    >>> a = torch.tensor([0.0, 1.0, 0.0, 1.0]).expand(1, 3, 1, 4)
+    >>> correlation(a, 0.5 * a).item(), correlation(a, 1 - a).item()
+    (1.0, -1.0)
+    """
+    centered = [x[:, 0].flatten(1) - x[:, 0].flatten(1).mean(1, keepdim=True) for x in (edges, others)]
+    return torch.cosine_similarity(*centered)
+
+
+def of_control(pipe, critic, n: int) -> dict[str, str]:
+    """How well a drawing keeps to its edges, and whether it shows what was asked for, with the ControlNet and without.
+
+    The edges are those of pictures of the world. The prompts are theirs; or empty; or, for edges of plain pictures, of
+    the same object in another style.
+    """
+    net, own, plain = control.load(), World(SEED).sample(n), World(SEED).sample(n, style=PLAIN)
+    styles = np.random.default_rng(SEED).choice([style for style in STYLES if style != PLAIN], n).tolist()
+    words = zip(plain.objects, styles, plain.places, strict=True)
+    restyled = [prompt(noun, style=style, place=place) for noun, style, place in words]
+    images = torch.from_numpy(own.images)
+    back = diffusion.decode(pipe, diffusion.encode(pipe, images))
+    rows = {"edges of a picture after the autoencoder: correlation with its own": followed(back, images)}
+    for case, sample, prompts, wanted in (
+        ("own prompt", own, own.prompts, own.styles),
+        ("no prompt", own, [""] * n, own.styles),
+        ("edges of a plain picture, prompt of another style", plain, restyled, styles),
+    ):
+        asked = torch.from_numpy(sample.images)
+        for way, conditions in {"without": None, "with ControlNet": control.edges(asked)}.items():
+            found = drawn(pipe, prompts, net, conditions)
+            said = critic(found)
+            rows[f"{case}, {way}: correlation of edges"] = followed(found, asked)
+            rows[f"{case}, {way}: object right"] = percent(equal(said.objects, sample.objects))
+            rows[f"{case}, {way}: style right"] = percent(equal(said.styles, wanted))
+    return rows
+
+
+def followed(images: Tensor, asked: Tensor) -> str:
+    """The mean correlation of the edges of two batches."""
+    return measure_transfer.interval(correlation(control.edges(images), control.edges(asked)).tolist())
+
+
 def curve(path: Path, shown: int = 10) -> str:
     """A training curve as a table of about ten rows."""
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -212,6 +261,7 @@ def main() -> None:
         "tiny-sd": tiny_sd,
         "tiny-vgg": lambda: measure_transfer.of_vgg(400),
         "tiny-adain": lambda: measure_transfer.of_adain(8),
+        "tiny-control": lambda: of_control(diffusion.load("tiny"), judge.load(), CONTROLLED),
     }
     for name, measure in measures.items():
         if options.only in (None, name):

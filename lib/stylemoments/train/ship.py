@@ -51,6 +51,7 @@ def ship(runs: Path, weights: Path) -> list[str]:
         ("judge", "judge/model.safetensors", None),
         ("tiny-vgg", "vgg/model.safetensors", "vgg/figures.json"),
         ("tiny-adain", "adain/decoder.safetensors", None),
+        ("tiny-control", "control/diffusion_pytorch_model.safetensors", "control/config.json"),
     ]:
         if finished((runs / model).parent):
             folder = _emptied(weights / name)
