@@ -25,7 +25,7 @@ from typing import Any
 
 from . import diffusion
 from .dreambooth import ADAPTER
-from .references import LAYOUTS, batch_layout
+from .references import LAYOUTS, batch_layout, check_steady
 
 # isort: split
 import torch
@@ -135,12 +135,7 @@ class Personalized:
                 'of the same latents count as one picture with guidance; layout="single" says that they are two)'
             )
         if self._before is not None and self.layout == "auto":
-            time_before, before = self._before
-            if time < time_before and rows.numel() == before.numel() and rows.tolist() != before.tolist():
-                raise ValueError(
-                    "the rows of the batch repeated at first and now do not, so they were no guidance: pass layout="
-                    '"single", or begin the pictures with different noise'
-                )
+            check_steady(*self._before, time, rows)
         self._before = time, rows
 
 

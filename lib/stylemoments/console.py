@@ -50,4 +50,5 @@ def enough_memory(remedy: str):
 
 
 def warn(said: str) -> None:
+    """A line to stderr about what is odd, but no fault."""
     typer.echo(f"warning: {said}", err=True)

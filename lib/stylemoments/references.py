@@ -137,6 +137,24 @@ def _seen_layout(latents: Tensor) -> str:
     )
 
 
+def check_steady(before_time: float, before: Tensor, time: float, rows: Tensor) -> None:
+    """Refuse a layout that changed from one call of a sampler to the next: two sets from the same noise look like
+    guidance, until they differ.
+
+    Args:
+        before_time, before: timestep and rows of the last call.
+        time, rows: of this one; a run that begins anew, at a higher timestep, may have another layout.
+
+    Raises:
+        ValueError: as many rows as before, in another layout.
+    """
+    if time < before_time and rows.numel() == before.numel() and rows.tolist() != before.tolist():
+        raise ValueError(
+            "the rows of the batch repeated at first and now do not, so they were no guidance: pass layout="
+            '"single", or begin the pictures with different noise'
+        )
+
+
 def plan(looks: list[dict[int, float]], rows: Tensor, device: torch.device, *, keep: bool = False) -> Rows:
     """The rows of a batch by what is done with them.
 

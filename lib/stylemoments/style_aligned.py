@@ -43,6 +43,7 @@ from .references import (
     Rows,
     batch_layout,
     check_reference,
+    check_steady,
     follows,
     plan,
     plan_following,
@@ -148,14 +149,8 @@ class Sharing:
 
     def _check_layout(self, timestep: float, rows: Tensor) -> None:
         """Two sets from the same noise look like guidance, until they differ."""
-        if self._before is None or self.layout != "auto":
-            return
-        time, before = self._before
-        if timestep < time and rows.numel() == before.numel() and rows.tolist() != before.tolist():
-            raise ValueError(
-                "the rows of the batch repeated at first and now do not, so they were no guidance: pass layout="
-                '"single", or begin the pictures with different noise'
-            )
+        if self._before is not None and self.layout == "auto":
+            check_steady(*self._before, timestep, rows)
 
     def _looks(self, follows: list[dict[int, float]]) -> list[dict[int, float]]:
         """At whom each picture looks beside itself, and how much; nobody, for a reference."""

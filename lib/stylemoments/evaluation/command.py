@@ -4,7 +4,7 @@ Every process that ``accelerate launch`` or ``torchrun`` starts measures its sha
 finished piece is a file, so that a run that was stopped goes on with the same command.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from io import StringIO
@@ -39,7 +39,6 @@ def style_aligned(
 ) -> None:
     """Draw sets of one style by every method, and measure text alignment, consistency, leakage, colors and time."""
     with _pieces(out) as process:
-        from . import records
         from . import style_aligned as room
 
         pipe = process.pipe(size)
@@ -47,12 +46,7 @@ def style_aligned(
         protocol = room.protocol(pipe.size, **{name: value for name, value in changes.items() if value is not None})
         names = room.known_methods(methods.split(",") if methods else [*room.METHODS])
         plan = [*room.plan(pipe, names, sets, protocol)]
-        records.open_folder(out, {"evaluation": "style-aligned"} | asdict(protocol))
-        if process.measured(plan):
-            summary = room.summary(records.read(out / "table.csv", texts=room.TEXTS))
-            records.write(out / "summary.csv", summary)
-            for line in _style_aligned_lines(summary, room.PUBLISHED):
-                typer.echo(line)
+        process.evaluate(room, plan, {"evaluation": "style-aligned"} | asdict(protocol), _style_aligned_lines)
 
 
 @app.command()
@@ -69,18 +63,12 @@ def dreambooth(
     """Teach the model subject after subject, and measure DINO, CLIP-I, CLIP-T, PRES and DIV."""
     with _pieces(out) as process:
         from . import dreambooth as room
-        from . import records
 
         base = process.pipe(size, full_precision=rank is None)
         protocol = room.protocol(base.size, rank=rank, **{"steps": training_steps} if training_steps else {})
         learned = room.subjects(base.size, photographs)[:subjects]
         plan = [*room.plan(base, learned, protocol, out)]
-        records.open_folder(out, {"evaluation": "dreambooth"} | asdict(protocol))
-        if process.measured(plan):
-            summary = room.summary(records.read(out / "table.csv", texts=room.TEXTS))
-            records.write(out / "summary.csv", summary)
-            for line in _dreambooth_lines(summary, room.PUBLISHED):
-                typer.echo(line)
+        process.evaluate(room, plan, {"evaluation": "dreambooth"} | asdict(protocol), _dreambooth_lines)
 
 
 # ---------------------------------------------------------------------------------------- one of the processes
@@ -102,14 +90,19 @@ class _Process:
         with redirect_stdout(StringIO()):  # the size has been said
             return diffusion.load(size, device=self.state.device, dtype=torch.float32 if full_precision else None)
 
-    def measured(self, plan: list) -> bool:
-        """Measure the share of this process, wait for the others, and write the table; whether to go on."""
+    def evaluate(self, room, plan: list, facts: dict, lines: Callable[[list, dict], Iterator[str]]) -> None:
+        """Measure the share of this process, wait for the others, write table and summary, and print the summary."""
         from . import records
 
-        folder = self.out / "records"
+        folder, table = self.out / "records", self.out / "table.csv"
+        records.open_folder(self.out, facts)
         records.measure(plan, folder, part=f"{self.state.process_index}/{self.state.num_processes}")
         self.state.wait_for_everyone()
-        return self.state.is_main_process and records.gather(plan, folder, self.out / "table.csv")
+        if self.state.is_main_process and records.gather(plan, folder, table):
+            summary = room.summary(records.read(table, texts=room.TEXTS))
+            records.write(self.out / "summary.csv", summary)
+            for line in lines(summary, room.PUBLISHED):
+                typer.echo(line)
 
 
 @contextmanager

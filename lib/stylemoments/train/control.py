@@ -19,7 +19,7 @@ from .. import diffusion, zoo
 from ..control import Controlled, edges
 from ..world import World
 from . import loop
-from .denoiser import TIME_MEAN, TIME_SPREAD, digest, encoded, hidden_states, kept
+from .denoiser import digest, encoded, hidden_states, kept, noised
 from .pictures import Pictures, render
 
 # isort: split
@@ -45,12 +45,7 @@ class Controlling(nn.Module):
             net.set_attn_processor(AttnProcessor())  # on a CPU its backward pass is faster than the fused one's
 
     def forward(self, latents: Tensor, words: Tensor, condition: Tensor) -> dict[str, Tensor]:
-        n = len(latents)
-        u = torch.sigmoid(TIME_MEAN + TIME_SPREAD * torch.randn(n, device=latents.device))
-        times = (u * self.schedule.config.num_train_timesteps).long()
-        noise = torch.randn_like(latents)
-        noisy = self.schedule.add_noise(latents, noise, times)
-        target = self.schedule.get_velocity(latents, noise, times)
+        noisy, times, target = noised(self.schedule, latents)
         down, mid = self.controlnet(noisy, times, words, condition, return_dict=False)
         output = self.unet(
             noisy, times, words, down_block_additional_residuals=down, mid_block_additional_residual=mid

@@ -57,6 +57,14 @@ SHOWN = [
 ]
 
 
+def noised(schedule: DDIMScheduler, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean latents ``(n, 4, 16, 16)`` at random times: the noisy ones, their times ``(n,)``, and the v to predict."""
+    u = torch.sigmoid(TIME_MEAN + TIME_SPREAD * torch.randn(len(latents), device=latents.device))
+    times = (u * schedule.config.num_train_timesteps).long()
+    noise = torch.randn_like(latents)
+    return schedule.add_noise(latents, noise, times), times, schedule.get_velocity(latents, noise, times)
+
+
 class Denoising(nn.Module):
     """The U-Net with its loss: the squared error of the predicted v at random times."""
 
@@ -67,12 +75,7 @@ class Denoising(nn.Module):
         self.schedule = DDIMScheduler(**SCHEDULE)
 
     def forward(self, latents: Tensor, words: Tensor) -> dict[str, Tensor]:
-        n = len(latents)
-        u = torch.sigmoid(TIME_MEAN + TIME_SPREAD * torch.randn(n, device=latents.device))
-        times = (u * self.schedule.config.num_train_timesteps).long()
-        noise = torch.randn_like(latents)
-        noisy = self.schedule.add_noise(latents, noise, times)
-        target = self.schedule.get_velocity(latents, noise, times)
+        noisy, times, target = noised(self.schedule, latents)
         return {"loss": F.mse_loss(self.unet(noisy, times, words).sample.float(), target)}
 
 
