@@ -22,7 +22,7 @@ book: $(READY)           ## build the book: _build/html/index.html
 	$(VENV)/bin/jupyter-book build . -W --keep-going --quiet
 
 test: $(READY) book      ## unit, notebook, book and browser tests
-	$(RUN) -m pytest tests lib
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests lib --numprocesses=auto --dist=loadfile
 	OMP_NUM_THREADS=1 $(RUN) -m pytest notebooks --nbval-lax --numprocesses=auto --dist=loadscope
 
 notebooks: $(READY)      ## run book/chapters into notebooks/ (CHAPTER=01-normalization for one)

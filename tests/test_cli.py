@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from stylemoments import adain, attention, cli, diffusion, dreambooth, files, world, zoo
+from stylemoments import adain, attention, cli, diffusion, dreambooth, editing, files, world, zoo
 from stylemoments.style_aligned import StyleAligned
 from stylemoments.vgg import VGGFeatures
 
@@ -556,6 +556,22 @@ def test_another_picture_can_be_the_reference(match, tiny_pipe):
     assert settings()["style_aligned"]["reference"] == 2
 
 
+def test_a_picture_of_your_own_can_be_the_reference(match, tiny_pipe):
+    """It is played back, and the others follow it."""
+    Image.frombytes("RGB", (30, 20), bytes(i * 37 % 256 for i in range(1800))).save("mine.png")
+    result = match("--picture", "mine.png", "--reference", 1)
+    assert result.exit_code == 0, result.output
+    fitted = editing.fitted(tiny_pipe, files.read("mine.png"))
+    prompts = [f"{thing} in papercut art style" for thing in FOUR]
+    path = editing.trajectory(tiny_pipe, fitted, prompts[1], steps=2)
+    with StyleAligned(tiny_pipe, reference=1):
+        expected = diffusion.generate(tiny_pipe, prompts, steps=2, seed=0, guidance=2.5, replay={1: path.latents})
+    assert_same(drawn(), (expected * 255).permute(0, 2, 3, 1).flatten(1))
+    itself = diffusion.decode(tiny_pipe, diffusion.encode(tiny_pipe, fitted))
+    assert_same(drawn()[1:2], (itself * 255).permute(0, 2, 3, 1).flatten(1))
+    assert settings()["pictures"][1]["picture"] == "mine.png" and "picture" not in settings()["pictures"][0]
+
+
 def test_the_reference_is_drawn_as_without_followers(match, run):
     assert match().exit_code == 0
     assert run("sample", CAT, "--size", "tiny", "--steps", 2, "--guidance", 2.5).exit_code == 0
@@ -691,7 +707,8 @@ def test_unknown_words_of_a_set_are_named_once(match):
         (["--shift", "-inf"], "--shift is a finite number; got -inf"),
         (["--guidance", "nan"], "--guidance is a finite number; got nan"),
         (["--steps", 5000], "steps must be from 1 to 999"),
-        (["--full", "--reference", 1], "leave --reference and --values out"),
+        (["--full", "--reference", 1], "leave --reference, --values and --picture out"),
+        (["--picture", "no.png"], "no.png"),
         (["--full", "--scale", 0.5], "there is no reference for reference_scale"),
         (["-o", "file"], "file is a file; name a folder with -o"),
         (["-o", "file/OUT"], "file is a file; name a folder with -o"),

@@ -360,7 +360,7 @@ def test_the_command_writes_records_table_and_summary(evaluate):
     ]
     rows = records.read(Path("OUT/table.csv"), texts=sets.TEXTS)
     assert [(row["method"], row["set"]) for row in rows] == [
-        ("StyleAligned", 0), ("StyleDrop", 0), ("StyleAligned", 1), ("StyleDrop", 1),
+        ("StyleAligned", 0), ("StyleDrop", 0), ("StyleDrop", 1), ("StyleAligned", 1),
     ]  # fmt: skip
     assert "published, of another model" in result.stdout and "0.287 ± 0.03" in result.stdout
     assert "difference from StyleAligned" in result.stdout
@@ -390,7 +390,7 @@ def test_subjects_by_command(evaluate):
 
 
 def test_two_real_processes(shipped, tmp_path):
-    """They share the sets, one of them speaks, and the table is whole."""
+    """They share the sets, each trains by itself, one of them speaks, and the table is whole."""
     for name in ("tiny-clip", "tiny-dino", "judge", "tiny-vgg"):
         assert (shipped / name).is_dir()
     program = [
@@ -405,8 +405,8 @@ def test_two_real_processes(shipped, tmp_path):
     ]
     (tmp_path / "program.py").write_text("\n".join(program), "utf-8")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "program.py"]
-    words = [*map(str, FEW), "--methods", "StyleAligned,SDEdit"]
+    words = [*map(str, FEW), "--methods", "StyleAligned,SDEdit,StyleDrop,DreamBooth-LoRA"]
     done = subprocess.run([*launch, "evaluate", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("size tiny") == done.stdout.count("published") == 1
-    assert len(records.read(tmp_path / "OUT/table.csv", texts=sets.TEXTS)) == 4
+    assert len(records.read(tmp_path / "OUT/table.csv", texts=sets.TEXTS)) == 8

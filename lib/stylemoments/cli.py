@@ -625,6 +625,10 @@ def align(
     reference: Annotated[
         int, typer.Option(min=0, help="which object the others follow, counted from 0: 0 is the first")
     ] = 0,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="a picture of your own to follow; the reference's object says what it shows"),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="DDIM steps")] = 25,
     guidance: Annotated[float | None, typer.Option(help="guidance weight (default: that of the size)")] = None,
     seed: Annotated[int, typer.Option(min=0, help="seed of the first picture; each next one has the next")] = 0,
@@ -663,12 +667,13 @@ def align(
 ) -> None:
     """Draw several objects as a set of one style, with StyleAligned: OUT/0-a-cat.png, OUT/1-a-guitar.png and so on."""
     with kind_errors(), enough_memory("fewer objects, a smaller --size, or a GPU with more"):
-        from . import diffusion
+        from . import diffusion, files
         from .style_aligned import StyleAligned
 
         _check_objects(objects, style, reference)
-        if full and (reference or values):
-            raise ValueError("with --full there is no reference; leave --reference and --values out")
+        if full and (reference or values or picture):
+            raise ValueError("with --full there is no reference; leave --reference, --values and --picture out")
+        own = None if picture is None else files.read(picture)
         names = [f"{index}-{_slug(thing)}.png" for index, thing in enumerate(objects)]
         _check_place(out, [*names, SHEET, SET], force)
         pipe = diffusion.load(size)
@@ -696,7 +701,11 @@ def align(
             for index, (name, thing, prompt) in enumerate(zip(names, objects, prompts, strict=True))
         ]
         batches = [list(range(len(prompts)))] if full else _batches(len(prompts), reference)
-        images = _draw_set(aligned, prompts, batches, steps, guidance, seed)
+        replay = {}
+        if picture is not None:
+            pictures[reference] |= {"picture": picture.name}
+            replay = _replay(pipe, own, prompts[reference], steps)
+        images = _draw_set(aligned, prompts, batches, steps, guidance, seed, replay)
         for path in _write_set(out, images, pictures, common):
             typer.echo(path)
 
@@ -769,18 +778,28 @@ def _batches(n: int, reference: int) -> list[list[int]]:
     return [[reference, *others[first : first + BATCH - 1]] for first in range(0, len(others), BATCH - 1)]
 
 
-def _draw_set(aligned, prompts: list[str], batches: list[list[int]], steps: int, guidance: float, seed: int) -> list:
+def _replay(pipe, picture, prompt: str, steps: int) -> dict:
+    """A picture's noisy versions, for the first row of each batch, as far behind their step as in the public code."""
+    from . import editing
+
+    path = editing.trajectory(pipe, editing.fitted(pipe, picture), prompt, steps=steps)
+    return {0: path.offset(round(0.1 * steps)).latents}
+
+
+def _draw_set(
+    aligned, prompts: list[str], batches: list[list[int]], steps: int, guidance: float, seed: int, replay: dict
+) -> list:
     """Images as uint8 arrays, one per prompt; a picture's noise is that of its place, whatever its batch."""
     from tqdm import tqdm
 
     from . import diffusion
 
-    noise = diffusion.initial_latents(aligned.pipe, len(prompts), seed)
-    images = {}
+    noise, images = diffusion.initial_latents(aligned.pipe, len(prompts), seed), {}
+    options = {"steps": steps, "guidance": guidance, "replay": replay}
     with aligned, tqdm(total=steps * sum(map(len, batches)), desc="sampling", unit="step") as bar:
         for batch in batches:
             said = [prompts[index] for index in batch]
-            for step in diffusion.sample(aligned.pipe, said, steps=steps, guidance=guidance, latents=noise[batch]):
+            for step in diffusion.sample(aligned.pipe, said, latents=noise[batch], **options):
                 latents = step.latents
                 bar.update(len(batch))
             images |= zip(batch, _pixels(aligned.pipe, latents), strict=True)

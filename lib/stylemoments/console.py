@@ -2,10 +2,12 @@
 
 import os
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
 
 import typer
 
 INSTALL = "run python -m pip install -r requirements.txt -e . in the folder of the book; on Colab, its first cell again"
+PATIENCE = timedelta(days=7)  # of a process that has finished, for the others
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def one_voice():
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     if state.is_main_process:
         yield state
         return

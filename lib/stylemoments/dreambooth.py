@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -56,6 +57,7 @@ CHECKPOINT = "checkpoint.pt"
 FACTS = "dreambooth.json"
 ROWS = "token_rows.safetensors"  # of text="token" beside LoRA, which has no place for them
 SUBJECT, CLASS = 0, 1  # numbers of the two prompts
+ALONE = SimpleNamespace(process_index=0, num_processes=1, is_main_process=True)
 
 
 # ---------------------------------------------------------------------------------------- settings
@@ -358,7 +360,7 @@ class Denoiser(nn.Module):
 
     def words(self) -> tuple[Tensor, Tensor | None]:
         """Hidden states ``(prompts, tokens, d)``, and for XL pooled ones ``(prompts, p)``."""
-        device = self.unet.device
+        device = next(self.unet.parameters()).device  # unet.device takes as long as some of its layers
         if self.encoded is not None:
             pooled = self.encoded.pooled
             return self.encoded.cond.to(device), None if pooled is None else pooled.to(device)
@@ -370,7 +372,7 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Tensor, times: Tensor, which: Tensor, time_ids: Tensor) -> Tensor:
         """The U-Net's output, float32 ``(B, C, H, W)``, for pictures whose prompts have the numbers ``which (B,)``."""
-        own = self.unet.dtype
+        own = next(self.unet.parameters()).dtype
         with torch.autocast(noisy.device.type, self.dtype, enabled=self.dtype != torch.float32):
             hidden, pooled = self.words()
             added = None if pooled is None else {"text_embeds": pooled[which], "time_ids": time_ids.float()}
@@ -562,7 +564,7 @@ class DreamBooth:
             for kind, number, u in zip(which.tolist(), numbers.tolist(), places, strict=True)
         ]
         time_ids, mean, deviation = (torch.stack(parts) for parts in zip(*seen, strict=True))
-        device, kind = self.pipe.device, self.pipe.scheduler.config.prediction_type
+        device, kind = next(self.pipe.unet.parameters()).device, self.pipe.scheduler.config.prediction_type
         noise, alpha_bar = noise.to(device), _levels(self.pipe)[times].to(device)
         clean, wide = mean + deviation * spread.to(device), alpha_bar[:, None, None, None]
         return Batch(
@@ -625,11 +627,12 @@ class DreamBooth:
         save_every: int = 100,
         validate_every: int = 0,
         validation_prompt: str | None = None,
+        alone: bool = False,
     ) -> Iterator[Record]:
         """Train, one record per step. Afterwards ``pipe`` draws the subject; between steps, what it knows by then.
 
         On several processes (``accelerate launch``) each computes its share of the batch and the records say the same
-        in all of them.
+        in all of them, unless each is to train by itself.
 
         Args:
             folder: keeps a checkpoint; one found there is continued, and on a CPU the run ends with the weights of a
@@ -638,16 +641,17 @@ class DreamBooth:
             save_every: steps between checkpoints; the last step always has one; 0 for that one alone.
             validate_every: steps between pictures in the records; 0 for none.
             validation_prompt: what they show; None is the subject's own prompt.
+            alone: train in this process by itself; the others may do something else meanwhile.
 
         Raises:
             ValueError: a checkpoint of another run than this, or a batch that the processes cannot share evenly.
         """
-        steps, run = self.settings.steps, _Run(self)
+        steps, run = self.settings.steps, _Run(self, alone)
         done = run.restore(folder)
         if done == steps:
             run.finish()
         for step in range(done, steps):
-            with _training(self.pipe, self.settings):
+            with run.training():
                 record = run.step(step)
             if folder is not None and (record.step == steps or _due(record.step, save_every)):
                 run.save(folder, record.step)
@@ -765,8 +769,8 @@ def _load_rows(pipe: DiffusionPipeline, path: Path, token: str, strength: float)
 class _Run:
     """A training run: the optimizer and what else changes from step to step."""
 
-    def __init__(self, dream: DreamBooth):
-        self.dream, self.state, settings = dream, _state(dream.pipe), dream.settings
+    def __init__(self, dream: DreamBooth, alone: bool = False):
+        self.dream, self.state, settings = dream, ALONE if alone else _state(dream.pipe), dream.settings
         parts = self.state.num_processes * settings.accumulate
         if settings.batch % parts:
             raise ValueError(
@@ -774,7 +778,10 @@ class _Run:
                 f"{settings.accumulate}; got {settings.batch}"
             )
         self.run = None  # the fingerprint; it takes a while, and is not needed without a folder
-        self.model = dream.denoiser
+        self.model, unet = dream.denoiser, dream.pipe.unet
+        self.modules = [part for module in (unet, *_encoders(dream.pipe)) for part in module.modules()]
+        layers = unet.modules() if dream.pipe.device.type == "cpu" else ()
+        self.fused = [part for part in layers if type(getattr(part, "processor", None)) is AttnProcessor2_0]
         if self.state.num_processes > 1:
             self.model = DistributedDataParallel(self.model, find_unused_parameters=settings.text != "frozen")
         self.named = dream.parameters()
@@ -788,6 +795,31 @@ class _Run:
         self.average = None
         if settings.average is not None:
             self.average = EMAModel([*self.named.values()], decay=settings.average, use_ema_warmup=True, power=1.0)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """For one step: training mode, and on a CPU plain attention, whose backward pass is faster there.
+
+        Afterwards all is as it was.
+        """
+        unet, modes = self.dream.pipe.unet, [part.training for part in self.modules]
+        processors = [part.processor for part in self.fused]
+        recompute = self.dream.settings.checkpointing and not unet.is_gradient_checkpointing
+        try:
+            if recompute:
+                unet.enable_gradient_checkpointing()
+            for part in self.fused:
+                part.processor = AttnProcessor()
+            for part in self.modules:
+                part.training = True
+            yield
+        finally:
+            for part, mode in zip(self.modules, modes, strict=True):
+                part.training = mode
+            for part, processor in zip(self.fused, processors, strict=True):
+                part.processor = processor
+            if recompute:
+                unet.disable_gradient_checkpointing()
 
     def step(self, step: int) -> Record:
         settings, state = self.dream.settings, self.state
@@ -1001,32 +1033,3 @@ def _others(folder: Path) -> list[str]:
     facts = folder / FACTS
     written = {FACTS, *json.loads(facts.read_text("utf-8")).get("files", [])} if facts.exists() else set()
     return [name for name in _files(folder) if name not in written]
-
-
-@contextmanager
-def _training(pipe: DiffusionPipeline, settings: Settings) -> Iterator[None]:
-    """For one step: the modules in training mode, and on a CPU plain attention, whose backward pass is faster there.
-
-    Afterwards all is as it was.
-    """
-    modules = (pipe.unet, *_encoders(pipe))
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    processors, recompute = pipe.unet.attn_processors, settings.checkpointing
-    recompute = recompute and not pipe.unet.is_gradient_checkpointing
-    plain = pipe.device.type == "cpu"
-    try:
-        if recompute:
-            pipe.unet.enable_gradient_checkpointing()
-        if plain:
-            fused = AttnProcessor2_0
-            pipe.unet.set_attn_processor({k: AttnProcessor() if type(p) is fused else p for k, p in processors.items()})
-        for module in modules:
-            module.train()
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-        if plain:
-            pipe.unet.set_attn_processor(processors)
-        if recompute:
-            pipe.unet.disable_gradient_checkpointing()

@@ -36,7 +36,7 @@ class Rows:
         known = len(self.plain) + len(self.targets)
         if len(x) != known:
             raise RuntimeError(
-                f"the U-Net was called with {known} rows, and a layer of it with {len(x)}: call the U-Net itself"
+                f"the network was called with {known} rows, and a layer of it with {len(x)}: call the network itself"
             )
 
     def of_targets(self, x: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def follows(reference, n: int) -> list[dict[int, float]]:
     entries = [reference] * n if _is_index(reference) else list(reference)
     if len(entries) != n:
         raise ValueError(
-            f"reference has {len(entries)} entries, one for each picture, but the U-Net was called with {n} pictures"
+            f"reference has {len(entries)} entries, one for each picture, but the network was called with {n} pictures"
         )
     follows = [dict(entry) if isinstance(entry, Mapping) else {entry: 1.0} for entry in entries]
     for picture, weights in enumerate(follows):

@@ -173,7 +173,7 @@ def measure(base, subject: Subject, seed: int, protocol: Protocol, out: Path) ->
         drawn = dreambooth.class_images(base, subject.noun, protocol.class_images, folder, steps=protocol.steps)
     pipe = copy.deepcopy(base)
     dream = dreambooth.DreamBooth(pipe, subject.images, TOKEN, subject.noun, class_images=drawn, settings=settings)
-    for _ in dream.train():
+    for _ in dream.train(alone=True):
         pass
     said = [prompt.fill(TOKEN, subject.noun) for prompt in subject.prompts for _ in range(protocol.pictures)]
     own = pictures(pipe, said, protocol.steps)

@@ -154,7 +154,7 @@ def style_dropped(task: Task) -> Drawn:
     first, began = task.first(), time.perf_counter()
     steps = {"steps": task.protocol.training_steps, "seed": task.protocol.seed}
     with style_drop.StyleDrop(task.pipe) as adapters:
-        for _ in style_drop.trainer(adapters, first, task.asked.prompts[0], **steps).train():
+        for _ in style_drop.trainer(adapters, first, task.asked.prompts[0], **steps).train(alone=True):
             pass
         return _trained(task, first, time.perf_counter() - began)
 
@@ -165,7 +165,7 @@ def tuned(task: Task) -> Drawn:
     settings = style_drop.lora_settings(task.protocol.size, steps=task.protocol.training_steps, seed=task.protocol.seed)
     dream = dreambooth.DreamBooth(task.pipe, first, "", "", prompt=task.asked.prompts[0], settings=settings)
     try:
-        for _ in dream.train():
+        for _ in dream.train(alone=True):
             pass
         return _trained(task, first, time.perf_counter() - began)
     finally:
@@ -308,6 +308,8 @@ def measure(pipe, method: str, number: int, protocol: Protocol) -> records.Rows:
 def plan(pipe, methods: Sequence[str], n: int, protocol: Protocol) -> Iterator[tuple]:
     """Every piece of the evaluation with its name: the first set by all methods, then the next.
 
+    Each set begins with another method, so that processes that take turns share the slow ones.
+
     Raises:
         ValueError: more sets than there are, or none.
     """
@@ -315,7 +317,8 @@ def plan(pipe, methods: Sequence[str], n: int, protocol: Protocol) -> Iterator[t
     if not 1 <= n <= most:
         raise ValueError(f"there are {most} sets, and 1 at least is needed; got {n}")
     for number in range(n):
-        for method in methods:
+        first = number % len(methods)
+        for method in [*methods[first:], *methods[:first]]:
             yield f"{method}--{number:03d}", partial(measure, pipe, method, number, protocol)
 
 
