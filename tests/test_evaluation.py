@@ -69,11 +69,11 @@ def test_noise_is_that_of_the_set_and_the_draw(pipe):
 
 @pytest.mark.parametrize("method", [name for name in sets.METHODS if name != "full sharing"])
 def test_the_first_picture_is_the_same_for_every_method(pipe, method):
-    """Bit for bit, in both draws; the others differ."""
+    """But for rounding, in both draws; the others differ."""
     plain = sets.METHODS["no sharing"](task(pipe))
     drawn = sets.METHODS[method](task(pipe))
     assert drawn.images.shape == (2, 4, 3, 16, 16)
-    assert torch.equal(drawn.images[:, 0], plain.images[:1, 0].expand(2, -1, -1, -1))
+    torch.testing.assert_close(drawn.images[:, 0], plain.images[:1, 0].expand(2, -1, -1, -1), atol=1e-4, rtol=0)
     assert (drawn.images[0, 1:] - drawn.images[1, 1:]).abs().amax((1, 2, 3)).min() > 1e-3
     if method != "no sharing":
         assert (drawn.images[:, 1:] - plain.images[:, 1:]).abs().max() > 1e-6

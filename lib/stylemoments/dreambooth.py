@@ -811,11 +811,11 @@ class _Run:
             for part in self.fused:
                 part.processor = AttnProcessor()
             for part in self.modules:
-                part.training = True
+                vars(part)["training"] = True  # part.training = True would search the tables of nn.Module first
             yield
         finally:
             for part, mode in zip(self.modules, modes, strict=True):
-                part.training = mode
+                vars(part)["training"] = mode
             for part, processor in zip(self.fused, processors, strict=True):
                 part.processor = processor
             if recompute:

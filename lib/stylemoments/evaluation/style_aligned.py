@@ -114,14 +114,14 @@ class Task:
     noise: Tensor  # of noises()
     protocol: Protocol
 
-    def generate(self, draw: int, first: int = 0) -> Tensor:
-        """Pictures of one draw, from the one numbered ``first`` on, by the pipeline as it now is."""
-        said, noise = self.asked.prompts[first:], self.noise[draw, first:]
+    def generate(self, draw: int, which: slice = slice(None)) -> Tensor:
+        """Pictures of one draw, by the pipeline as it now is."""
+        said, noise = self.asked.prompts[which], self.noise[draw, which]
         return diffusion.generate(self.pipe, said, steps=self.protocol.steps, latents=noise).cpu()
 
     def first(self) -> Tensor:
-        """The reference, ``(1, 3, H, W)``, drawn beside the others as every method draws it."""
-        return self.generate(0)[:1]
+        """The reference, ``(1, 3, H, W)``."""
+        return self.generate(0, slice(1))
 
     def draws(self) -> range:
         return range(self.protocol.draws)
@@ -174,7 +174,7 @@ def tuned(task: Task) -> Drawn:
 
 def _trained(task: Task, first: Tensor, training: float) -> Drawn:
     began = time.perf_counter()
-    images = [torch.cat([first, task.generate(draw, 1)]) for draw in task.draws()]
+    images = [torch.cat([first, task.generate(draw, slice(1, None))]) for draw in task.draws()]
     return Drawn(torch.stack(images), _each(began, task), training)
 
 
