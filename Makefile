@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 CHAPTER ?= all
 
-.PHONY: help setup book test notebooks claims bench pictures train serve clean
+.PHONY: help setup book test notebooks assignments slides claims bench pictures train serve clean
 help:        ## list the targets
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/: [^#]*## /\t/' | expand -t 12
 
@@ -27,6 +27,12 @@ test: $(READY) book      ## unit, notebook, book and browser tests
 
 notebooks: $(READY)      ## run book/chapters into notebooks/ (CHAPTER=01-normalization for one)
 	$(RUN) book/_tools/notebooks.py $(CHAPTER)
+
+assignments: $(READY)    ## make the student notebooks in assignments/ from classroom/source
+	$(RUN) -m stylemoments.classroom.release
+
+slides: $(READY)         ## make the decks for teaching: _build/slides/1-moments.html and so on
+	$(RUN) book/_tools/slides.py
 
 claims: notebooks        ## measure every claim again and write book/claims.yml
 	$(RUN) book/_tools/claims.py

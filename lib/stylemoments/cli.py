@@ -1,4 +1,4 @@
-"""The command ``stylemoments``: see whether all works; draw pictures, and sets that match; restyle; teach; evaluate.
+"""The command ``stylemoments``: see whether all works; draw pictures and sets; restyle; teach; evaluate; grade.
 
 Heavy packages are imported inside the commands, so that ``stylemoments --help`` answers at once.
 """
@@ -25,6 +25,7 @@ from typing import Annotated
 
 import typer
 
+from .classroom.command import grade
 from .console import INSTALL, enough_memory, kind_errors, one_voice, warn
 from .evaluation import command
 
@@ -33,6 +34,7 @@ LARGE, TILE = 4_000_000, 512  # a photograph of more pixels is stylized in squar
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(command.app, name="evaluate")
+app.command()(grade)
 
 
 @app.callback()
