@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +24,17 @@ FLAGS = [
     "--disable-sync",
     "--no-first-run",
 ]
+
+
+def version_controlled() -> list[str]:
+    """What is, or is about to be, under version control; a skip where there is no clone."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if listing.returncode:
+        pytest.skip("needs a git clone: the files under version control are listed by git")
+    return [name for name in listing.stdout.split("\0") if name]
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

@@ -23,6 +23,14 @@ def master(name):
     return {header["nbgrader"]["grade_id"]: source for header, source in found}
 
 
+def solved(cells, assignment, tasks):
+    """The master's own functions, by name."""
+    found = {"torch": torch}
+    for task in tasks:
+        exec(cells[f"{assignment}-{task.replace('_', '-')}"], found)
+    return found
+
+
 def run_hidden(cells, task, functions):
     """Run the hidden tests of a task on functions by name."""
     hidden = [source for name, source in cells.items() if name.startswith(f"{task}-hidden")]

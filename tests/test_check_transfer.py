@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_check import master, run_hidden
+from test_check import master, run_hidden, solved
 
 from stylemoments import check, color, norms
 from stylemoments.check import transfer
@@ -354,10 +354,7 @@ def cells():
 
 @pytest.fixture(scope="module")
 def solutions(cells):
-    found = {"torch": torch}
-    for task in TASKS:
-        exec(cells[f"a2-{task.replace('_', '-')}"], found)
-    return found
+    return solved(cells, "a2", TASKS)
 
 
 class TestHidden:

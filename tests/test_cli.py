@@ -559,13 +559,13 @@ def test_another_picture_can_be_the_reference(match, tiny_pipe):
 def test_a_picture_of_your_own_can_be_the_reference(match, tiny_pipe):
     """It is played back, and the others follow it."""
     Image.frombytes("RGB", (30, 20), bytes(i * 37 % 256 for i in range(1800))).save("mine.png")
-    result = match("--picture", "mine.png", "--reference", 1)
+    result = match("--picture", "mine.png", "--reference", 1, "--steps", 10)
     assert result.exit_code == 0, result.output
     fitted = editing.fitted(tiny_pipe, files.read("mine.png"))
     prompts = [f"{thing} in papercut art style" for thing in FOUR]
-    path = editing.trajectory(tiny_pipe, fitted, prompts[1], steps=2)
+    path = editing.trajectory(tiny_pipe, fitted, prompts[1], steps=10).offset(1)  # of ten, as 5 of 50
     with StyleAligned(tiny_pipe, reference=1):
-        expected = diffusion.generate(tiny_pipe, prompts, steps=2, seed=0, guidance=2.5, replay={1: path.latents})
+        expected = diffusion.generate(tiny_pipe, prompts, steps=10, seed=0, guidance=2.5, replay={1: path.latents})
     assert_same(drawn(), (expected * 255).permute(0, 2, 3, 1).flatten(1))
     itself = diffusion.decode(tiny_pipe, diffusion.encode(tiny_pipe, fitted))
     assert_same(drawn()[1:2], (itself * 255).permute(0, 2, 3, 1).flatten(1))

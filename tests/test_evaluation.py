@@ -225,6 +225,12 @@ def plan(pipe, **changes):
     return [*sets.plan(pipe, methods, 2, sets.protocol("tiny", **QUICK | changes))]
 
 
+def test_processes_that_take_turns_share_the_slow_methods(pipe):
+    names = [name for name, _ in sets.plan(pipe, ["SDEdit", "StyleDrop"], 4, sets.protocol("tiny"))]
+    for share in (names[::2], names[1::2]):
+        assert sum(name.startswith("StyleDrop") for name in share) == 2
+
+
 def test_two_processes_make_the_table_of_one(pipe, quick_eyes, tmp_path):
     records.run(plan(pipe), tmp_path / "one", tmp_path / "one.csv")
     for part in ("1/2", "0/2"):

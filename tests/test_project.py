@@ -11,6 +11,7 @@ import pytest
 import skimage.data
 import sklearn.datasets
 import yaml
+from conftest import version_controlled
 from packaging.requirements import Requirement
 from PIL import Image
 
@@ -36,14 +37,8 @@ def block(text: str, language: str) -> str:
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
     """Every text file that is, or is about to be, under version control, without what others wrote."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    if listing.returncode:
-        pytest.skip("needs a git clone: the files under version control are listed by git")
     found = {}
-    for name in listing.stdout.split("\0"):
+    for name in version_controlled():
         path = ROOT / name
         if path.is_file() and not name.startswith("book/_static/mathjax/"):
             found[name] = path.read_text("utf-8", errors="ignore")

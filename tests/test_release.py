@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, version_controlled
 from setuptools import find_packages
 from test_colab import fresh_environment, publish
 
@@ -464,13 +464,7 @@ class TestNoLeak:
         assert not leaks(files)
 
     def test_in_book_notebooks_and_everything_else_under_version_control(self):
-        listing = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
-        if listing.returncode:
-            pytest.skip("needs a git clone: the files under version control are listed by git")
-        names = [name for name in listing.stdout.split("\0") if name and not name.startswith("classroom/source/")]
+        names = [name for name in version_controlled() if not name.startswith("classroom/source/")]
         assert {"book/chapters/01-normalization.md", "notebooks/01-normalization.ipynb"} <= set(names)
         assert not leaks(read(ROOT / name for name in names))
 

@@ -104,4 +104,5 @@ def safe(text: str) -> str:
 
 
 def plain(text: str) -> str:
+    """What :func:`safe` was given."""
     return text[1:] if safe(text[1:]) != text[1:] and text.startswith("'") else text

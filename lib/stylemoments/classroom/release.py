@@ -239,6 +239,7 @@ def release(source: Path | str = SOURCE, target: Path | str = TARGET, *, setup: 
 
 
 def main() -> None:
+    """Make ``assignments/``, or say in one line why not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", type=Path, default=SOURCE, help=f"the folder of the masters; {SOURCE}")
     parser.add_argument("--target", type=Path, default=TARGET, help=f"the folder for students; {TARGET}")
