@@ -559,17 +559,25 @@ def test_another_picture_can_be_the_reference(match, tiny_pipe):
 def test_a_picture_of_your_own_can_be_the_reference(match, tiny_pipe):
     """It is played back, and the others follow it."""
     Image.frombytes("RGB", (30, 20), bytes(i * 37 % 256 for i in range(1800))).save("mine.png")
-    result = match("--picture", "mine.png", "--reference", 1, "--steps", 10)
+    result = match("--picture", "mine.png", "--reference", 1)
     assert result.exit_code == 0, result.output
     fitted = editing.fitted(tiny_pipe, files.read("mine.png"))
     prompts = [f"{thing} in papercut art style" for thing in FOUR]
-    path = editing.trajectory(tiny_pipe, fitted, prompts[1], steps=10).offset(1)  # of ten, as 5 of 50
+    path = editing.trajectory(tiny_pipe, fitted, prompts[1], steps=2)
     with StyleAligned(tiny_pipe, reference=1):
-        expected = diffusion.generate(tiny_pipe, prompts, steps=10, seed=0, guidance=2.5, replay={1: path.latents})
+        expected = diffusion.generate(tiny_pipe, prompts, steps=2, seed=0, guidance=2.5, replay={1: path.latents})
     assert_same(drawn(), (expected * 255).permute(0, 2, 3, 1).flatten(1))
     itself = diffusion.decode(tiny_pipe, diffusion.encode(tiny_pipe, fitted))
     assert_same(drawn()[1:2], (itself * 255).permute(0, 2, 3, 1).flatten(1))
     assert settings()["pictures"][1]["picture"] == "mine.png" and "picture" not in settings()["pictures"][0]
+
+
+def test_the_noisiest_versions_of_a_picture_are_left_out(tiny_pipe):
+    """One of ten, as 5 of 50 in the public code."""
+    image = torch.rand(1, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    path = editing.trajectory(tiny_pipe, editing.fitted(tiny_pipe, image), CAT, steps=10)
+    assert torch.equal(cli._replay(tiny_pipe, image, CAT, 10)[0], path.offset(1).latents)
+    assert not torch.equal(path.offset(1).latents, path.latents)
 
 
 def test_the_reference_is_drawn_as_without_followers(match, run):
