@@ -402,10 +402,20 @@ class TestReport:
         known = {"student": f"={evil}", "name": evil, "platform": "name", "file": evil, "assignment": "a",
                  "flags": [evil], "graded": [verdict], "notebook": [cell], "seconds": 0.0, "said": evil}  # fmt: skip
         report.write_feedback(tmp_path / "a.html", known)
+        report.write_feedback(tmp_path / "folded.html", known, [evil])
         report.write_summary(tmp_path / "s.html", [known], notes=[evil], way=evil)
         report.write_grades(tmp_path / "g.csv", [known])
         assert not [path for path in tmp_path.glob("*.html") if "<script" in path.read_text()]
         assert table(tmp_path / "g.csv")[0]["student"].startswith("'=")
+
+    def test_what_was_handed_out_is_folded_unless_it_was_graded(self, tmp_path):
+        cells = [{"source": source, "code": False, "kind": "code", "id": source, "text": "", "pictures": [],
+                  "images": {}, "error": None} for source in ("## Task 1\nWrite", "## Mine", "check")]  # fmt: skip
+        verdict = {"id": "check", "kind": "test", "points": 1.0, "of": 1.0, "message": ""}
+        known = {"student": "s", "assignment": "a", "flags": [], "graded": [verdict], "notebook": cells}
+        report.write_feedback(tmp_path / "a.html", known, ["## Task 1\nWrite\n", "check"])
+        page = (tmp_path / "a.html").read_text()
+        assert page.count("<details>") == 1 and "<summary>## Task 1</summary>" in page
 
     def test_names_hide_no_copy(self):
         given = "def f(x):\n    pass"

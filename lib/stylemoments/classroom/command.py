@@ -157,7 +157,8 @@ class _Run:
         report.write_similar(self.folder / "similar.csv", pairs)
         slugs = {submission.student: submission.slug for submission in self.submissions}
         for record in records:
-            report.write_feedback(self.folder / "feedback" / f"{slugs[record['student']]}.html", record)
+            page = self.folder / "feedback" / f"{slugs[record['student']]}.html"
+            report.write_feedback(page, record, assignment.handed_out)
         notes = [*self.notes, *(f"not graded: {said}" for said in self.ungraded)]
         report.write_summary(self.folder / "summary.html", records, notes=notes, way=way)
         self._say(records, pairs, notes, table)

@@ -4,7 +4,7 @@ Whatever a student wrote stands in the pages as text; nothing of it is run by a 
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -101,15 +101,22 @@ def _write(path: Path, head: list[str], rows: list[list[str]]) -> None:
 # ---------------------------------------------------------------------------------------- a student's page
 
 
-def write_feedback(path: Path, record: dict) -> None:
-    """The page of one student: points and reasons, then the notebook as it ran."""
+def write_feedback(path: Path, record: dict, handed_out: Collection[str] = ()) -> None:
+    """The page of one student: points and reasons, then the notebook as it ran.
+
+    Args:
+        path: of the page.
+        record: see :meth:`stylemoments.classroom.grading.Grader.grade`.
+        handed_out: the sources of cells that all students were given; those that were left as they are, are folded.
+    """
+    given = {source.strip() for source in handed_out}
     points = total(record)
     title = f"{record['assignment']}: {record['student']}"
     body = [f"<h1>{escape(title)}</h1>", f"<p><strong>{points['so far']:g} of {points['of']:g} points</strong>"]
     if points["open"]:
         body.append(f"so far; {points['open']:g} more are still to be given by hand")
     body += ["</p>", _listed(record["flags"]), *_verdicts(record)]
-    body += [part for cell in record["notebook"] for part in _cell(cell, record)]
+    body += [part for cell in record["notebook"] for part in _cell(cell, record, given)]
     _page(path, title, body)
 
 
@@ -128,11 +135,15 @@ def _verdicts(record: dict) -> Iterator[str]:
     yield "</tbody></table>"
 
 
-def _cell(cell: dict, record: dict) -> Iterator[str]:
+def _cell(cell: dict, record: dict, given: Collection[str]) -> Iterator[str]:
     """A cell with what it printed and drew, and why it lost points."""
     verdict = next((v for v in record["graded"] if v["id"] == cell["id"]), None)
     yield f"<section id='{escape(cell['id'])}'>" if verdict else "<section>"
-    yield f"<pre class={'code' if cell['code'] else 'words'}>{escape(cell['source'])}</pre>"
+    source = f"<pre class={'code' if cell['code'] else 'words'}>{escape(cell['source'])}</pre>"
+    if cell["source"].strip() in given and not verdict:
+        first = cell["source"].strip().partition("\n")[0]
+        source = f"<details><summary>{escape(first)}</summary>{source}</details>"
+    yield source
     if cell["text"]:
         yield f"<pre class=printed>{escape(cell['text'])}</pre>"
     for picture in [*cell["pictures"], *cell["images"].values()]:
