@@ -108,7 +108,8 @@ def _fault(name: str, secrets: list[Path], *, asked: bool) -> str | None:
     try:
         found = _try(name, secrets)
     except (wire.Broken, TimeoutError, OSError) as error:
-        return f"does not start ({error})"
+        hint = "; every user must be able to read Python and its packages" if way.root else ""
+        return f"does not start ({error}){hint}"
     if way.weak:
         return None
     if found["readable"]:
