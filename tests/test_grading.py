@@ -47,14 +47,6 @@ def fakes() -> dict[str, Fake]:
 
 
 @pytest.fixture(scope="session")
-def needs_sandbox():
-    try:
-        sandbox.choose([])
-    except sandbox.NoSandbox as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="session")
 def graded(fakes, needs_sandbox, tmp_path_factory) -> Path:
     """The folder in which the whole class was graded by the command, as a teacher calls it."""
     folder = tmp_path_factory.mktemp("course")
@@ -401,7 +393,7 @@ class TestReport:
         verdict = {"id": "t", "kind": "test", "points": 0.0, "of": 1.0, "message": evil}
         known = {"student": f"={evil}", "name": evil, "platform": "name", "file": evil, "assignment": "a",
                  "flags": [evil], "graded": [verdict], "notebook": [cell], "seconds": 0.0, "said": evil}  # fmt: skip
-        report.write_feedback(tmp_path / "a.html", known)
+        report.write_feedback(tmp_path / "a.html", known, [])
         report.write_feedback(tmp_path / "folded.html", known, [evil])
         report.write_summary(tmp_path / "s.html", [known], notes=[evil], way=evil)
         report.write_grades(tmp_path / "g.csv", [known])

@@ -101,7 +101,7 @@ def _write(path: Path, head: list[str], rows: list[list[str]]) -> None:
 # ---------------------------------------------------------------------------------------- a student's page
 
 
-def write_feedback(path: Path, record: dict, handed_out: Collection[str] = ()) -> None:
+def write_feedback(path: Path, record: dict, handed_out: Collection[str]) -> None:
     """The page of one student: points and reasons, then the notebook as it ran.
 
     Args:
@@ -140,8 +140,8 @@ def _cell(cell: dict, record: dict, given: Collection[str]) -> Iterator[str]:
     verdict = next((v for v in record["graded"] if v["id"] == cell["id"]), None)
     yield f"<section id='{escape(cell['id'])}'>" if verdict else "<section>"
     source = f"<pre class={'code' if cell['code'] else 'words'}>{escape(cell['source'])}</pre>"
-    if cell["source"].strip() in given and not verdict:
-        first = cell["source"].strip().partition("\n")[0]
+    if (text := cell["source"].strip()) in given and not verdict:
+        first, *_ = text.split("\n")
         source = f"<details><summary>{escape(first)}</summary>{source}</details>"
     yield source
     if cell["text"]:
